@@ -1,0 +1,3 @@
+//! Demo and benchmarks on a test node.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The CRI shim between kubelet and the container runtime.

@@ -1,0 +1,1 @@
+//! CRIU as a library: swrk driver, image files, translated errors.

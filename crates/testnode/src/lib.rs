@@ -1,0 +1,1 @@
+//! Nodes for tests, from Debian packages, in namespaces of their own.

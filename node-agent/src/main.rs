@@ -1,0 +1,3 @@
+//! The node agent: freezes and thaws containers, builds and pushes images.
+
+fn main() {}
