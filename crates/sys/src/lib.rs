@@ -1,1 +1,13 @@
-//! System calls that the standard library and nix lack, behind safe types.
+//! System calls that the standard library and rustix lack, behind safe types.
+//!
+//! Every `unsafe` of the node's programs is in this crate, one topic a file:
+//!
+//! - [`process`]: start a program inside the namespaces and cgroups of another process, with a wished PID;
+//! - [`mount`]: overlay mounts that exist only as a descriptor;
+//! - [`scm`]: descriptors sent over unix sockets.
+
+#![allow(unsafe_code)]
+
+pub mod mount;
+pub mod process;
+pub mod scm;
