@@ -1,0 +1,104 @@
+//! Building what nodes run, and the demo.
+
+use std::{
+    ffi::OsString, os::unix::process::CommandExt as _, path::PathBuf, process::Command, process::ExitCode,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::packages;
+
+/// Arguments of `cargo xtask build`.
+#[derive(clap::Args)]
+pub(crate) struct BuildArgs {
+    /// Optimised, as for measuring
+    #[arg(long)]
+    release: bool,
+}
+
+/// Arguments of `cargo xtask demo`.
+#[derive(clap::Args)]
+pub(crate) struct DemoArgs {
+    /// Passed on to `woodfrog-bench demo`
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<OsString>,
+}
+
+/// Packages of this workspace whose binaries nodes run, besides woodfrog-init.
+const BINARIES: &[&str] = &["node-agent", "woodfrog-cli"];
+
+/// `cargo xtask build`.
+pub(crate) fn build(args: &BuildArgs) -> Result<ExitCode> {
+    packages::ensure(packages::BUILD)?;
+    init()?;
+    binaries(BINARIES, args.release)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `cargo xtask demo`: builds all and becomes the demo.
+pub(crate) fn demo(args: &DemoArgs) -> Result<ExitCode> {
+    packages::ensure(packages::BUILD)?;
+    packages::ensure(woodfrog_testnode::HOST_PACKAGES)?;
+    init()?;
+    binaries(BINARIES, true)?;
+    binaries(&["woodfrog-bench"], true)?;
+    let program = target().join("release/woodfrog-bench");
+    let error = Command::new(&program).arg("demo").args(&args.arguments).exec();
+    Err(error).with_context(|| format!("cannot run {}", program.display()))
+}
+
+/// Builds woodfrog-init as `target/init/woodfrog-init`: static, since it runs in containers that have no libc or another. It has a
+/// target directory of its own, so that its flags do not make Cargo build everything else again.
+pub(crate) fn init() -> Result<()> {
+    let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let own = target().join("init");
+    let mut cargo = cargo();
+    cargo
+        .args([
+            "build",
+            "--package",
+            "woodfrog-init",
+            "--profile",
+            "init",
+            "--target",
+            &triple,
+            "--target-dir",
+        ])
+        .arg(&own);
+    cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
+    run(&mut cargo)?;
+    let built = own.join(&triple).join("init/woodfrog-init");
+    let place = own.join("woodfrog-init");
+    let _ = std::fs::remove_file(&place);
+    std::fs::hard_link(&built, &place).with_context(|| format!("cannot link {}", built.display()))
+}
+
+/// Builds packages of the workspace.
+pub(crate) fn binaries(packages: &[&str], release: bool) -> Result<()> {
+    let mut cargo = cargo();
+    cargo.arg("build").args(packages.iter().flat_map(|package| ["--package", package]));
+    if release {
+        cargo.arg("--release");
+    }
+    run(&mut cargo)
+}
+
+/// The cargo that runs us, in the workspace.
+pub(crate) fn cargo() -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    cargo
+}
+
+/// Runs a command that must succeed.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("cannot run {command:?}"))?;
+    if !status.success() {
+        bail!("{command:?} failed: {status}");
+    }
+    Ok(())
+}
+
+fn target() -> PathBuf {
+    woodfrog_testnode::Options::default().binaries
+}
