@@ -1,0 +1,90 @@
+//! Woodfrog on a node: the agent and the shim, as services.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use woodfrog_testnode::Node;
+
+/// Woodfrog's services on a node. They end with the node.
+#[derive(Debug)]
+pub struct Stack<'a> {
+    node: &'a Node,
+    binaries: String,
+}
+
+/// Name of the agent's service.
+pub const AGENT: &str = "node-agent";
+const AGENT_SOCKET: &str = "/run/woodfrog/agent.sock";
+/// Name of the shim's service.
+pub const SHIM: &str = "cri-shim";
+
+impl<'a> Stack<'a> {
+    /// Starts shim and agent from `/opt/woodfrog/PROFILE` of the node.
+    ///
+    /// # Errors
+    /// A binary is missing, or does not come up; its log is in the error.
+    pub fn start(node: &'a Node, profile: &str) -> Result<Self> {
+        let stack = Self { node, binaries: format!("/opt/woodfrog/{profile}") };
+        node.run("mkdir", &["-p", "/run/woodfrog"])?;
+        stack.start_agent()?;
+        stack.start_shim()?;
+        Ok(stack)
+    }
+
+    /// Starts the agent and waits until its socket answers.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn start_agent(&self) -> Result<()> {
+        let program = format!("{}/node-agent", self.binaries);
+        let _ = std::fs::remove_file(self.node.path(AGENT_SOCKET));
+        self.node.start(AGENT, &[&program, "run"])?;
+        self.listening(AGENT, AGENT_SOCKET)
+    }
+
+    /// Starts the shim and waits until its socket answers.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn start_shim(&self) -> Result<()> {
+        let program = format!("{}/node-agent", self.binaries);
+        let init = "/opt/woodfrog/static/x86_64-unknown-linux-gnu/init/woodfrog-init";
+        self.node.start(SHIM, &[&program, "cri-shim", "--init", init])?;
+        self.listening(SHIM, "/run/woodfrog/cri.sock")
+    }
+
+    /// Kills the agent as a crash would, and waits for its end.
+    ///
+    /// # Errors
+    /// It lives on.
+    pub fn kill_agent(&self) -> Result<()> {
+        self.node.stop(AGENT, rustix::process::Signal::KILL)?;
+        Ok(())
+    }
+
+    /// The shim's socket as seen from the host.
+    pub fn cri_socket(&self) -> PathBuf {
+        self.node.path("/run/woodfrog/cri.sock")
+    }
+
+    /// Runs the command `woodfrog` on the node and returns what it printed.
+    ///
+    /// # Errors
+    /// It fails; all its output is in the error.
+    pub fn woodfrog(&self, arguments: &[&str]) -> Result<String> {
+        Ok(self.node.run(&format!("{}/woodfrog", self.binaries), arguments)?)
+    }
+
+    fn listening(&self, service: &str, socket: &str) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while std::os::unix::net::UnixStream::connect(self.node.path(socket)).is_err() {
+            if Instant::now() > deadline || self.node.service_pid(service).is_none() {
+                let log = self.node.logs(service).context("its log")?;
+                bail!("{service} does not listen on {socket}:\n{log}");
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+}
