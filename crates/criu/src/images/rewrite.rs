@@ -1,0 +1,133 @@
+//! Edits of a checkpoint's image files: typed entries are changed in copies, and only changed files are written.
+
+use std::collections::BTreeMap;
+use std::fs::File as StdFile;
+use std::io::Write;
+use std::os::fd::AsFd;
+
+use rustix::fs::{Mode, OFlags, openat};
+
+use super::address::Rebind;
+use super::checkpoint::Checkpoint;
+use super::error::ImageError;
+use super::frame;
+use super::messages::file::{Fdinfo, File};
+use super::messages::misc::Inventory;
+use super::messages::task::Core;
+use super::name::ImageName;
+
+/// Changed copies of a checkpoint's entries. The checkpoint itself stays as it was read.
+#[derive(Debug)]
+pub struct Rewrite<'a> {
+    checkpoint: &'a Checkpoint,
+    inventory: Option<Inventory>,
+    cores: BTreeMap<u32, Core>,
+    files: BTreeMap<u32, File>,
+    tables: BTreeMap<u32, Vec<Fdinfo>>,
+}
+
+impl<'a> Rewrite<'a> {
+    /// No change yet.
+    pub fn new(checkpoint: &'a Checkpoint) -> Self {
+        Self {
+            checkpoint,
+            inventory: None,
+            cores: BTreeMap::new(),
+            files: BTreeMap::new(),
+            tables: BTreeMap::new(),
+        }
+    }
+
+    /// The inventory, to be edited.
+    pub fn inventory(&mut self) -> &mut Inventory {
+        self.inventory.get_or_insert_with(|| self.checkpoint.inventory.clone())
+    }
+
+    /// The core of a thread, to be edited; none if there is no such thread.
+    pub fn core(&mut self, tid: u32) -> Option<&mut Core> {
+        if !self.cores.contains_key(&tid) {
+            let leader = self.checkpoint.task(tid).map(|task| &task.core);
+            let thread = || {
+                let mut threads = self.checkpoint.tasks.iter().flat_map(|task| &task.threads);
+                threads.find(|thread| thread.tid == tid).map(|thread| &thread.core)
+            };
+            self.cores.insert(tid, leader.or_else(thread)?.clone());
+        }
+        self.cores.get_mut(&tid)
+    }
+
+    /// The entry of an open file, to be edited; none if there is no such file.
+    pub fn file(&mut self, id: u32) -> Option<&mut File> {
+        if !self.files.contains_key(&id) {
+            self.files.insert(id, self.checkpoint.files.get(&id)?.clone());
+        }
+        self.files.get_mut(&id)
+    }
+
+    /// A descriptor table, to be edited; none if there is no such table.
+    pub fn table(&mut self, files_id: u32) -> Option<&mut Vec<Fdinfo>> {
+        if !self.tables.contains_key(&files_id) {
+            self.tables.insert(files_id, self.checkpoint.tables.get(&files_id)?.clone());
+        }
+        self.tables.get_mut(&files_id)
+    }
+
+    /// Moves all sockets that are bound to the old address. Tells how many.
+    pub fn rebind(&mut self, rebind: Rebind) -> usize {
+        let mut moved = 0;
+        for file in self.checkpoint.files.values().filter(|file| file.isk.is_some()) {
+            let mut copy = self.files.get(&file.id).unwrap_or(file).clone();
+            if rebind.apply(&mut copy) {
+                self.files.insert(file.id, copy);
+                moved += 1;
+            }
+        }
+        moved
+    }
+
+    /// Names and contents of the files that changed.
+    pub fn changed(&self) -> Vec<(String, Vec<u8>)> {
+        let mut changed = Vec::new();
+        if let Some(inventory) = &self.inventory {
+            changed.push(file_of(&ImageName::Inventory, [inventory]));
+        }
+        for (tid, core) in &self.cores {
+            changed.push(file_of(&ImageName::Core(*tid), [core]));
+        }
+        if !self.files.is_empty() {
+            let current = |id: &u32| self.files.get(id).unwrap_or(&self.checkpoint.files[id]);
+            changed.push(file_of(&ImageName::Files, self.checkpoint.file_order.iter().map(current)));
+        }
+        for (id, table) in &self.tables {
+            changed.push(file_of(&ImageName::Fdinfo(*id), table));
+        }
+        changed
+    }
+
+    /// Writes the files that changed into a directory of the caller's, which must not hold them yet.
+    ///
+    /// # Errors
+    /// When a file exists already or cannot be written.
+    pub fn write_into(&self, scratch: impl AsFd) -> Result<(), ImageError> {
+        for (name, bytes) in self.changed() {
+            let failed =
+                |source: std::io::Error| ImageError::Io { operation: "write", file: name.clone(), source };
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let fd = openat(&scratch, &name, flags, Mode::RUSR | Mode::WUSR)
+                .map_err(|errno| failed(errno.into()))?;
+            StdFile::from(fd).write_all(&bytes).map_err(failed)?;
+        }
+        Ok(())
+    }
+}
+
+fn file_of<'m, M: prost::Message + 'm>(
+    name: &ImageName,
+    entries: impl IntoIterator<Item = &'m M>,
+) -> (String, Vec<u8>) {
+    let mut bytes = frame::begin(name);
+    for entry in entries {
+        frame::push(&mut bytes, entry);
+    }
+    (name.file_name(), bytes)
+}
