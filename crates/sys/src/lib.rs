@@ -9,5 +9,6 @@
 #![allow(unsafe_code)]
 
 pub mod mount;
+pub mod pid1;
 pub mod process;
 pub mod scm;

@@ -1,0 +1,234 @@
+//! The poll loop, and the container as the machine sees it.
+
+use std::convert::Infallible;
+use std::ops::ControlFlow::{self, Break, Continue};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use woodfrog_protocol::init::{Empty, Exiting, from_init::Kind as Say, to_init::Kind as Told};
+use woodfrog_protocol::paths;
+use woodfrog_sys::pid1::reap::{self, Child};
+use woodfrog_sys::pid1::signals::Signals;
+use woodfrog_sys::pid1::start;
+
+use crate::api::{Api, Facts, MAX_CLIENTS};
+use crate::command::Command;
+use crate::link::Link;
+use crate::machine::{Flow, Machine, World};
+
+/// How long killed processes may take to be gone.
+const CLEAR_WITHIN: Duration = Duration::from_secs(10);
+
+/// What the machine acts on.
+struct Container {
+    command: Command,
+    link: Link,
+    api: Api,
+}
+
+impl World for Container {
+    fn say(&mut self, what: Say) -> bool {
+        self.link.send(what)
+    }
+
+    fn has_api(&self) -> bool {
+        self.api.is_up()
+    }
+
+    fn close_api_clients(&mut self) {
+        self.api.close_clients();
+    }
+
+    fn start(&mut self) -> Result<i32, u8> {
+        self.command.start().map_err(|error| {
+            self.complain(&error.to_string());
+            error.exit_code()
+        })
+    }
+
+    fn kill(&mut self, pid: i32, signal: i32) {
+        // It may have ended just now, which its status will tell.
+        let _ = reap::kill(pid, signal);
+    }
+
+    fn clear(&mut self) -> bool {
+        let until = Instant::now() + CLEAR_WITHIN;
+        while reap::kill_all() {
+            while reap::reap_one().is_some() {}
+            if only_zombies().unwrap_or(false) {
+                return true;
+            }
+            if Instant::now() > until {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        true
+    }
+
+    fn look(&self, pid: i32) -> Child {
+        reap::look(pid)
+    }
+
+    fn complain(&mut self, text: &str) {
+        eprintln!("woodfrog-init: {text}");
+    }
+}
+
+/// Whether all other processes here are zombies, whose parents are outside and have yet to reap them.
+fn only_zombies() -> std::io::Result<bool> {
+    for entry in std::fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        if pid == std::process::id() {
+            continue;
+        }
+        // `PID (name) STATE …`; a process that has gone meanwhile has no file.
+        let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
+        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+        if !matches!(state, Some('Z' | 'X')) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Runs the container's life; init's exit code.
+pub(crate) fn run() -> u8 {
+    let dir = Path::new(paths::CONTROL_DIR);
+    let command = match Command::read(&dir.join(paths::COMMAND)) {
+        Ok(command) => command,
+        Err(error) => {
+            eprintln!("woodfrog-init: {error}");
+            return error.exit_code();
+        }
+    };
+    let signals = match Signals::take() {
+        Ok(signals) => signals,
+        Err(error) => {
+            eprintln!("woodfrog-init: signalfd: {error}");
+            return 126;
+        }
+    };
+    start::release_terminal();
+
+    let (thaw, hello, within) = (command.thaw, command.hello_timeout, command.thaw_timeout);
+    let container = Container { command, link: Link::new(dir.to_owned()), api: Api::default() };
+    let mut machine = Machine::new(container, hello, within, Instant::now());
+    let Break(code) = live(&mut machine, &signals, thaw);
+    machine.world.say(Say::Exiting(Exiting { code: code.into() }));
+    code
+}
+
+fn live(init: &mut Machine<Container>, signals: &Signals, thaw: bool) -> ControlFlow<u8, Infallible> {
+    if std::process::id() != 1 {
+        init.cold("the pod shares its process namespace: init is not PID 1")?;
+    } else if !thaw {
+        init.cold("no thaw was asked for")?;
+    }
+    if init.world.link.seek(Instant::now(), true) {
+        init.connected();
+    }
+    loop {
+        wait(init, signals);
+        let now = Instant::now();
+        while let Some(signal) = signals.next() {
+            init.signal(signal.number, signal.sender == std::process::id())?;
+        }
+        // What the agent said comes before what became of its processes.
+        hear(init, now)?;
+        if init.worker().is_some_and(is_readable) {
+            init.worker_ended(now)?;
+        }
+        while let Some((pid, exit)) = reap::reap_one() {
+            init.child_ended(pid, exit, now)?;
+        }
+        init.time(now)?;
+        serve(init, now);
+    }
+}
+
+/// Sleeps until something happens or is due. Allocates nothing.
+fn wait(init: &Machine<Container>, signals: &Signals) {
+    let Container { link, api, .. } = &init.world;
+    let (listener, clients) = (api.listener().filter(|_| !init.dumping()), api.clients());
+    let mut entries: [PollFd<'_>; 4 + MAX_CLIENTS] = std::array::from_fn(|i| {
+        let descriptor = match i {
+            0 => Some(signals.as_fd()),
+            1 => link.descriptor(),
+            2 => init.worker(),
+            3 => listener,
+            _ => clients[i - 4],
+        };
+        match descriptor {
+            Some(descriptor) => PollFd::from_borrowed_fd(descriptor, PollFlags::IN),
+            // Keeps the place; nothing is asked of it.
+            None => PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::empty()),
+        }
+    });
+    let due = [init.deadline(), link.deadline(), api.deadline()].into_iter().flatten().min();
+    // Rounded up, so that what is due is due when poll returns.
+    let timeout = due.map(|due| due.saturating_duration_since(Instant::now()) + Duration::from_micros(1));
+    let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+    // Its errors are EINTR, which cannot be with all signals blocked, and want of memory, which passes.
+    let _ = poll(&mut entries, timeout.as_ref());
+}
+
+fn is_readable(descriptor: BorrowedFd<'_>) -> bool {
+    let mut entry = [PollFd::from_borrowed_fd(descriptor, PollFlags::IN)];
+    matches!(poll(&mut entry, Some(&Timespec::default())), Ok(1))
+}
+
+/// Takes in what the agent says, or seeks it.
+fn hear(init: &mut Machine<Container>, now: Instant) -> Flow {
+    if !init.world.link.is_up() {
+        if init.world.link.seek(now, false) {
+            init.connected();
+        }
+        return Continue(());
+    }
+    let mut useful = init.world.link.receive();
+    loop {
+        let Container { link, api, .. } = &mut init.world;
+        let told = match link.next() {
+            Ok(Some(told)) => told,
+            Ok(None) => break,
+            Err(_) => {
+                useful = false;
+                break;
+            }
+        };
+        let mut descriptor = None;
+        match &told {
+            Told::Welcome(_) => {
+                link.welcomed();
+                if let Some(listener) = (!api.is_up()).then(|| link.take_descriptor()).flatten() {
+                    api.listen(listener);
+                }
+            }
+            Told::RequestLease(_) => descriptor = link.take_descriptor(),
+            _ => {}
+        }
+        init.told(told, descriptor, now)?;
+    }
+    if !useful {
+        init.world.link.drop_connection(now);
+        init.lost(now)?;
+    }
+    Continue(())
+}
+
+/// Answers the application's requests; none while it is being dumped.
+fn serve(init: &mut Machine<Container>, now: Instant) {
+    if init.dumping() {
+        return;
+    }
+    while let Some(asked) = init.world.api.next(now) {
+        let (generation, image) = init.generation();
+        if asked.answer(&Facts { generation, image, has_agent: init.has_agent() }) {
+            init.world.link.send(Say::CheckpointRequested(Empty {}));
+        }
+    }
+}
