@@ -1,0 +1,128 @@
+//! A client's connection: each of its calls becomes one call on the runtime's connection.
+//!
+//! ```text
+//!   client ──RecvStream──► request side ──SendStream──► runtime
+//!          ◄─SendStream─── answer side  ◄─RecvStream───
+//! ```
+//!
+//! Both sides of a call run in one task. Whichever side breaks, the other is reset when its handles are dropped.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::client::ResponseFuture;
+use h2::server::SendResponse;
+use http::{Request, Response};
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+
+use crate::client::Client;
+use crate::exchange;
+use crate::grpc::Meter;
+use crate::pipe::{self, Broken, Verdict};
+use crate::shim::Shim;
+use crate::upstream::{CONNECTION_WINDOW, MAX_FRAME, MAX_HEADERS, STREAM_WINDOW, Upstream};
+
+/// Resets that a client may have pending before it is taken for an attacker; the default of 20 is soon reached by a
+/// client that cancels many streams at once.
+const PENDING_RESETS: usize = 1024;
+
+/// Serves one client until it leaves, or until its calls have ended after `stop`.
+pub(crate) async fn serve(stream: UnixStream, shim: Arc<Shim>, mut stop: watch::Receiver<bool>) {
+    let handshake = h2::server::Builder::new()
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(MAX_FRAME)
+        .max_header_list_size(MAX_HEADERS)
+        .max_pending_accept_reset_streams(PENDING_RESETS)
+        .handshake::<_, Bytes>(stream);
+    let mut connection = tokio::select! {
+        connection = handshake => match connection {
+            Ok(connection) => connection,
+            Err(e) => return tracing::warn!(error = %e, "a client does not speak HTTP/2: its connection is closed"),
+        },
+        _ = stop.wait_for(|stop| *stop) => return,
+    };
+    let upstream = Arc::new(Upstream::new(&shim.config.runtime));
+    let mut stopping = false;
+    loop {
+        let accepted = tokio::select! {
+            accepted = connection.accept() => accepted,
+            _ = stop.wait_for(|stop| *stop), if !stopping => {
+                stopping = true;
+                connection.graceful_shutdown();
+                continue;
+            }
+        };
+        match accepted {
+            Some(Ok((request, respond))) => {
+                tokio::spawn(call(shim.clone(), upstream.clone(), request, respond));
+            }
+            Some(Err(e)) => return tracing::debug!(error = %e, "a client's connection broke"),
+            None => return,
+        }
+    }
+}
+
+async fn call(
+    shim: Arc<Shim>,
+    upstream: Arc<Upstream>,
+    request: Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+) {
+    let mut client = Client::new(respond);
+    let (mut parts, body) = request.into_parts();
+    parts.uri = exchange::uri(parts.uri);
+    let head = Request::from_parts(parts, ());
+    if let Err(verdict) = pass(&upstream, head, body, &mut client, shim.config.max_message_bytes).await {
+        client.fail(verdict);
+    }
+}
+
+/// Hands one call through, piece by piece.
+pub(crate) async fn pass(
+    upstream: &Upstream,
+    head: Request<()>,
+    body: RecvStream,
+    client: &mut Client,
+    max: usize,
+) -> Result<(), Verdict> {
+    let opened = tokio::select! {
+        opened = exchange::open(upstream, head, body.is_end_stream()) => opened.map_err(Verdict::Status)?,
+        () = client.gone() => return Ok(()),
+    };
+    let (response, mut to_runtime) = opened;
+    let ended = body.is_end_stream();
+    let request =
+        async { if ended { Ok(()) } else { pipe::copy(body, &mut to_runtime, Some(Meter::new(max))).await } };
+    let answer = answer(response, client);
+    tokio::pin!(request, answer);
+
+    let answered = tokio::select! {
+        biased;
+        answered = &mut answer => answered,
+        sent = &mut request => match sent {
+            // The runtime's answer is still to come, or says why it stopped reading.
+            Ok(()) | Err(Broken::Sink) => answer.await,
+            Err(Broken::Source(_)) => return Ok(()),
+            Err(Broken::TooLarge(status)) => return Err(Verdict::Status(status)),
+        },
+    };
+    match answered {
+        Ok(()) | Err(Broken::Sink) => Ok(()),
+        Err(Broken::Source(e)) => Err(Verdict::from(&e)),
+        Err(Broken::TooLarge(status)) => Err(Verdict::Status(status)),
+    }
+}
+
+async fn answer(response: ResponseFuture, client: &mut Client) -> Result<(), Broken> {
+    let response = tokio::select! {
+        response = response => response.map_err(Broken::Source)?,
+        () = client.gone() => return Err(Broken::Sink),
+    };
+    let (parts, body) = response.into_parts();
+    let end = body.is_end_stream();
+    let to = client.head(Response::from_parts(parts, ()), end)?;
+    if end { Ok(()) } else { pipe::copy(body, to, None).await }
+}
