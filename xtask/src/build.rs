@@ -25,7 +25,7 @@ pub(crate) struct DemoArgs {
 }
 
 /// Packages of this workspace whose binaries nodes run, besides woodfrog-init.
-const BINARIES: &[&str] = &["node-agent", "woodfrog-cli"];
+const BINARIES: &[&str] = &["node-agent", "woodfrog"];
 
 /// `cargo xtask build`.
 pub(crate) fn build(args: &BuildArgs) -> Result<ExitCode> {
@@ -47,11 +47,10 @@ pub(crate) fn demo(args: &DemoArgs) -> Result<ExitCode> {
     Err(error).with_context(|| format!("cannot run {}", program.display()))
 }
 
-/// Builds woodfrog-init as `target/init/woodfrog-init`: static, since it runs in containers that have no libc or another. It has a
+/// Builds woodfrog-init as `target/static/TRIPLE/init/woodfrog-init`: static, since it runs in containers that have no libc or another. It has a
 /// target directory of its own, so that its flags do not make Cargo build everything else again.
 pub(crate) fn init() -> Result<()> {
     let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-    let own = target().join("init");
     let mut cargo = cargo();
     cargo
         .args([
@@ -64,13 +63,9 @@ pub(crate) fn init() -> Result<()> {
             &triple,
             "--target-dir",
         ])
-        .arg(&own);
+        .arg(target().join("static"));
     cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
-    run(&mut cargo)?;
-    let built = own.join(&triple).join("init/woodfrog-init");
-    let place = own.join("woodfrog-init");
-    let _ = std::fs::remove_file(&place);
-    std::fs::hard_link(&built, &place).with_context(|| format!("cannot link {}", built.display()))
+    run(&mut cargo)
 }
 
 /// Builds packages of the workspace.

@@ -28,7 +28,7 @@ pub(crate) fn test(args: &TestArgs) -> Result<ExitCode> {
     packages::ensure(packages::BUILD)?;
     packages::ensure(HOST_PACKAGES)?;
     init()?;
-    binaries(&["node-agent", "woodfrog-cli"], false)?;
+    binaries(&["node-agent", "woodfrog"], false)?;
     let before = names()?;
     let mut cargo = cargo();
     cargo.args(["test", "--workspace", "--no-fail-fast", "--"]).args(&args.arguments);

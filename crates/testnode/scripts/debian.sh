@@ -9,6 +9,8 @@ debootstrap --variant=minbase --merged-usr "$suite" "$dir" "$mirror" sid
 # What belongs to the machine that built it, or that only a person would read.
 rm -rf "$dir"/var/lib/apt/lists/* "$dir"/var/cache/apt/* "$dir"/var/log/* "$dir"/etc/hostname
 rm -rf "$dir"/usr/share/{doc,man,info,locale,lintian,bug}/*
+# Packages of Java link their manual pages there, and fail without the directory.
+mkdir -p "$dir"/usr/share/man/man{1..8}
 : >"$dir/etc/resolv.conf"
 : >"$dir/etc/apt/sources.list"
 rm -f "$dir"/etc/apt/sources.list.d/*
