@@ -1,0 +1,465 @@
+//! Puts a checkpoint image together in the blob store.
+//!
+//! ```text
+//!   base layers ─────────────────────────────┐  by digest
+//!   rootfs_diff ──► diff layer (if any) ─────┤
+//!   volume ──► volumes/N.tar ──┐             ├──► config ──► manifest
+//!   state ─────────────────────┼► state layer┤
+//!   memory ──► memory layers ──┴► record ────┘  woodfrog.json lists what all others are
+//! ```
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use oci_spec::image::Descriptor;
+use serde_json::{Value, json};
+use tempfile::NamedTempFile;
+
+use crate::archive::{Entry, Kind, Time};
+use crate::base::BaseImage;
+use crate::diff::{self, DiffError, DiffOptions, DiffReport};
+use crate::digest::{self, HashThread};
+use crate::labels;
+use crate::layer::{self, Compression, Layer};
+use crate::record::{CheckpointRecord, FileRecord, RecordError, VolumeRecord, rfc3339_text};
+use crate::store::{BlobStore, StoreError};
+use crate::volume::{self, VolumeError, VolumeReport, VolumeSource};
+
+/// Why an image could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The blob store, full disk included.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The root file system diff.
+    #[error(transparent)]
+    Diff(#[from] DiffError),
+    /// A volume.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    /// The record.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// A file of the checkpoint cannot be read.
+    #[error("cannot read the checkpoint's file {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file of the checkpoint changed while it was read.
+    #[error("the checkpoint's file {path} changed while it was read: its dump had not ended")]
+    Changed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Two files with one name, or a name that has another meaning.
+    #[error("the checkpoint has a file {name:?} that cannot be part of it")]
+    Name {
+        /// Its name.
+        name: String,
+    },
+    /// The config or the manifest cannot be written.
+    #[error("cannot write the image's {part}")]
+    Json {
+        /// `config` or `manifest`.
+        part: &'static str,
+        /// Why.
+        source: serde_json::Error,
+    },
+}
+
+/// A checkpoint image in the blob store: its config and its new layers; base layers may be elsewhere.
+#[derive(Debug, Clone)]
+pub struct BuiltImage {
+    /// The manifest's bytes.
+    pub manifest: Vec<u8>,
+    /// The manifest's digest: the image's name.
+    pub digest: String,
+    /// The config's descriptor.
+    pub config: Descriptor,
+    /// All layers, lowest first.
+    pub layers: Vec<Descriptor>,
+    /// The layers that were made here.
+    pub new_layers: Vec<Layer>,
+    /// The record in the state layer.
+    pub record: CheckpointRecord,
+}
+
+impl BuiltImage {
+    /// Bytes of the new layers, uncompressed and compressed.
+    pub fn new_bytes(&self) -> (u64, u64) {
+        self.new_layers.iter().fold((0, 0), |sum, layer| (sum.0 + layer.uncompressed, sum.1 + layer.size))
+    }
+}
+
+/// Told how many bytes of memory files have been read since the start.
+pub type MemoryProgress = Arc<dyn Fn(u64) + Send + Sync>;
+
+/// Builds one image. Everything here blocks and takes seconds: not for an async worker thread.
+pub struct ImageBuilder<'s> {
+    store: &'s BlobStore,
+    base: BaseImage,
+    record: CheckpointRecord,
+    compression: Compression,
+    progress: Option<MemoryProgress>,
+    diff: Option<Layer>,
+    memory: Vec<Layer>,
+    state: BTreeMap<String, PathBuf>,
+    volumes: Vec<NamedTempFile>,
+}
+
+impl std::fmt::Debug for ImageBuilder<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ImageBuilder").field("record", &self.record).finish_non_exhaustive()
+    }
+}
+
+impl<'s> ImageBuilder<'s> {
+    /// Starts an image upon `base`. The lists of files in `record` are filled in by the builder.
+    pub fn new(store: &'s BlobStore, base: BaseImage, record: CheckpointRecord) -> Self {
+        let record =
+            CheckpointRecord { files: Vec::new(), memory: Vec::new(), volumes: Vec::new(), ..record };
+        Self {
+            store,
+            base,
+            record,
+            compression: Compression::default(),
+            progress: None,
+            diff: None,
+            memory: Vec::new(),
+            state: BTreeMap::new(),
+            volumes: Vec::new(),
+        }
+    }
+
+    /// Compresses otherwise than by default.
+    pub fn compression(mut self, compression: Compression) -> Self {
+        self.compression = compression;
+        self
+    }
+
+    /// Reports the progress of [`Self::memory`].
+    pub fn on_memory(mut self, progress: MemoryProgress) -> Self {
+        self.progress = Some(progress);
+        self
+    }
+
+    /// Adds what the container wrote to its root file system: its overlay's upper directory.
+    pub fn rootfs_diff(
+        &mut self,
+        upper: BorrowedFd<'_>,
+        options: &DiffOptions,
+    ) -> Result<DiffReport, BuildError> {
+        let (layer, report) = layer::write(self.store, self.compression, labels::ROLE_DIFF, |archive| {
+            diff::append(archive, upper, options, self.store.root()).map_err(BuildError::from)
+        })?;
+        if report.entries > 0 {
+            self.diff = Some(layer);
+        }
+        Ok(report)
+    }
+
+    /// Adds everything in CRIU's image directory: page files as memory, other files as state. Logs and
+    /// sockets stay out.
+    pub fn checkpoint_directory(&mut self, directory: &Path) -> Result<(), BuildError> {
+        let failed = |source| BuildError::Read { path: directory.to_owned(), source };
+        let mut paths = Vec::new();
+        for entry in std::fs::read_dir(directory).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            if entry.file_type().map_err(failed)?.is_file() {
+                paths.push(entry.path());
+            }
+        }
+        paths.sort();
+        for path in paths {
+            let name = file_name(&path)?;
+            if name.starts_with("pages-") && name.ends_with(".img") {
+                self.memory(&path)?;
+            } else if name.ends_with(".img") {
+                self.state(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds one page file as a layer of its own.
+    pub fn memory(&mut self, path: &Path) -> Result<(), BuildError> {
+        let name = file_name(path)?;
+        if self.record.memory.iter().any(|file| file.name == name) {
+            return Err(BuildError::Name { name });
+        }
+        let before = self.record.memory_bytes();
+        let progress = self.progress.clone();
+        let (mtime, directories) = (self.mtime(), self.directories());
+        let (layer, file) = layer::write(self.store, self.compression, labels::ROLE_MEMORY, |archive| {
+            let failed = |source| BuildError::Read { path: path.to_owned(), source };
+            let write = |e| StoreError::io("write a memory layer to", self.store.root(), e);
+            let file = File::open(path).map_err(failed)?;
+            let size = file.metadata().map_err(failed)?.len();
+            for directory in &directories {
+                archive.append(directory).map_err(write)?;
+            }
+            let mut reader = Hashing::new(file, |read| {
+                if let Some(progress) = &progress {
+                    progress(before + read);
+                }
+            });
+            let entry = Entry::of_root(in_checkpoint(&name), Kind::File { size }, 0o600, mtime);
+            let copied = archive.append_file(&entry, &mut reader);
+            if let Some(source) = reader.failed.take() {
+                return Err(failed(source));
+            }
+            copied.map_err(write)?;
+            let (digest, read) = reader.finish();
+            if read != size {
+                return Err(BuildError::Changed { path: path.to_owned() });
+            }
+            Ok(FileRecord { name: name.clone(), size, digest })
+        })?;
+        self.memory.push(layer);
+        self.record.memory.push(file);
+        Ok(())
+    }
+
+    /// Adds one file to the state layer. It is read in [`Self::finish`].
+    pub fn state(&mut self, path: &Path) -> Result<(), BuildError> {
+        let name = file_name(path)?;
+        if name == labels::RECORD_FILE || self.state.insert(name.clone(), path.to_owned()).is_some() {
+            return Err(BuildError::Name { name });
+        }
+        Ok(())
+    }
+
+    /// Adds the content of a volume.
+    pub fn volume(&mut self, source: &VolumeSource<'_>) -> Result<VolumeReport, BuildError> {
+        let file = self.store.temporary()?;
+        let report = volume::archive(source, file.as_file(), self.store.root())?;
+        let (digest, size) = hash_of(file.path())?;
+        self.record.volumes.push(VolumeRecord {
+            mount_path: source.mount_path.to_owned(),
+            kind: source.kind,
+            archive: FileRecord { name: format!("volumes/{}.tar", self.volumes.len()), size, digest },
+            bytes: report.bytes,
+        });
+        self.volumes.push(file);
+        Ok(report)
+    }
+
+    /// Writes the state layer, the config and the manifest.
+    pub fn finish(mut self) -> Result<BuiltImage, BuildError> {
+        for (name, path) in &self.state {
+            let (digest, size) = hash_of(path)?;
+            self.record.files.push(FileRecord { name: name.clone(), size, digest });
+        }
+        let record = self.record.to_json()?;
+        let state = self.state_layer(&record)?;
+        let new_layers: Vec<Layer> =
+            self.diff.take().into_iter().chain([state]).chain(self.memory.drain(..)).collect();
+        let labels = self.labels(&new_layers);
+        let config = self.config(&new_layers, &labels)?;
+        let config_digest = self.store.put(&config)?;
+        let mut layers = self.base.layers.clone();
+        layers.extend(new_layers.iter().map(descriptor));
+        let config = json!({
+            "mediaType": labels::CONFIG_MEDIA_TYPE, "digest": config_digest, "size": config.len(),
+        });
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": labels::MANIFEST_MEDIA_TYPE,
+            "config": config,
+            "layers": layers,
+            "annotations": labels,
+        });
+        let part = |part| move |source| BuildError::Json { part, source };
+        let config = serde_json::from_value(config).map_err(part("manifest"))?;
+        let manifest = serde_json::to_vec(&manifest).map_err(part("manifest"))?;
+        let digest = self.store.put(&manifest)?;
+        Ok(BuiltImage { manifest, digest, config, layers, new_layers, record: self.record })
+    }
+
+    fn state_layer(&self, record: &[u8]) -> Result<Layer, BuildError> {
+        let mtime = self.mtime();
+        let (layer, ()) = layer::write(self.store, self.compression, labels::ROLE_STATE, |archive| {
+            let write = |e| StoreError::io("write the state layer to", self.store.root(), e);
+            for directory in self.directories() {
+                archive.append(&directory).map_err(write)?;
+            }
+            let file =
+                |name: &str, size| Entry::of_root(in_checkpoint(name), Kind::File { size }, 0o600, mtime);
+            archive.append_file(&file(labels::RECORD_FILE, record.len() as u64), record).map_err(write)?;
+            if !self.volumes.is_empty() {
+                let volumes = Entry::of_root(in_checkpoint("volumes"), Kind::Directory, 0o700, mtime);
+                archive.append(&volumes).map_err(write)?;
+            }
+            let files = self.record.files.iter().map(|file| (file, self.state[&file.name].as_path()));
+            let archives = self.record.volumes.iter().map(|volume| &volume.archive);
+            let volumes = archives.zip(self.volumes.iter().map(NamedTempFile::path));
+            for (recorded, path) in files.chain(volumes) {
+                let failed = |source| BuildError::Read { path: path.to_owned(), source };
+                let content = File::open(path).map_err(failed)?;
+                let mut reader = Hashing::new(content, |_| ());
+                let copied = archive.append_file(&file(&recorded.name, recorded.size), &mut reader);
+                if let Some(source) = reader.failed.take() {
+                    return Err(failed(source));
+                }
+                copied.map_err(write)?;
+                if reader.finish().0 != recorded.digest {
+                    return Err(BuildError::Changed { path: path.to_owned() });
+                }
+            }
+            Ok::<_, BuildError>(())
+        })?;
+        Ok(layer)
+    }
+
+    fn labels(&self, new_layers: &[Layer]) -> BTreeMap<&'static str, String> {
+        let diffs = new_layers.iter().filter(|layer| layer.role == labels::ROLE_DIFF).count();
+        BTreeMap::from([
+            (labels::FORMAT, labels::FORMAT_VERSION.to_string()),
+            (labels::ROOTFS_LAYERS, (self.base.layers.len() + diffs).to_string()),
+            (labels::MEMORY_BYTES, self.record.memory_bytes().to_string()),
+            (labels::STATE_BYTES, self.record.state_bytes().to_string()),
+            (labels::ARCHITECTURE, self.record.compatibility.architecture.clone()),
+            (labels::COMPATIBILITY, self.record.compatibility.to_string()),
+            (labels::SOURCE_IMAGE, self.record.source.image.clone()),
+            (labels::CREATED, rfc3339_text(self.record.created)),
+        ])
+    }
+
+    /// The base's config with our layers, labels and history. Fields that we do not know are kept.
+    fn config(
+        &self,
+        new_layers: &[Layer],
+        labels: &BTreeMap<&'static str, String>,
+    ) -> Result<Vec<u8>, BuildError> {
+        let created = rfc3339_text(self.record.created);
+        let mut config = self.base.config.clone();
+        config.insert("created".into(), created.clone().into());
+        let mut diff_ids = self.base.diff_ids();
+        diff_ids.extend(new_layers.iter().map(|layer| Value::from(layer.diff_id.clone())));
+        config.insert("rootfs".into(), json!({ "type": "layers", "diff_ids": diff_ids }));
+        match self.base.history() {
+            Some(mut history) => {
+                history.extend(new_layers.iter().map(
+                    |layer| json!({ "created": created, "created_by": format!("woodfrog: {}", layer.role) }),
+                ));
+                config.insert("history".into(), history.into());
+            }
+            None => {
+                config.remove("history");
+            }
+        }
+        let inner = config.entry("config").or_insert_with(|| json!({}));
+        if !inner.is_object() {
+            *inner = json!({});
+        }
+        let inner_labels = &mut inner["Labels"];
+        if !inner_labels.is_object() {
+            *inner_labels = json!({});
+        }
+        for (key, value) in labels {
+            inner_labels[*key] = value.clone().into();
+        }
+        serde_json::to_vec(&config).map_err(|source| BuildError::Json { part: "config", source })
+    }
+
+    fn mtime(&self) -> Time {
+        Time { seconds: unix_seconds(self.record.created), nanoseconds: 0 }
+    }
+
+    /// The directories above a checkpoint's files, closed to everybody but root.
+    fn directories(&self) -> Vec<Entry> {
+        [labels::RESERVED_DIR, labels::CHECKPOINT_DIR]
+            .map(|path| Entry::of_root(path, Kind::Directory, 0o700, self.mtime()))
+            .into()
+    }
+}
+
+fn unix_seconds(time: SystemTime) -> i64 {
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(since) => since.as_secs() as i64,
+        Err(before) => -(before.duration().as_secs() as i64),
+    }
+}
+
+fn in_checkpoint(name: &str) -> String {
+    format!("{}/{name}", labels::CHECKPOINT_DIR)
+}
+
+fn file_name(path: &Path) -> Result<String, BuildError> {
+    let name = path.file_name().and_then(|name| name.to_str());
+    name.map(str::to_owned).ok_or_else(|| BuildError::Name { name: path.display().to_string() })
+}
+
+fn hash_of(path: &Path) -> Result<(String, u64), BuildError> {
+    let failed = |source| BuildError::Read { path: path.to_owned(), source };
+    let file = File::open(path).map_err(failed)?;
+    let size = file.metadata().map_err(failed)?.len();
+    Ok((digest::sha256_of(file).map_err(failed)?, size))
+}
+
+fn descriptor(layer: &Layer) -> Descriptor {
+    let json = json!({
+        "mediaType": layer.media_type(),
+        "digest": layer.digest,
+        "size": layer.size,
+        "annotations": { labels::ROLE: layer.role },
+    });
+    serde_json::from_value(json).expect("a layer's digest is a digest")
+}
+
+/// A reader whose bytes are hashed as they pass, and whose own errors are told from the writer's.
+#[derive(Debug)]
+struct Hashing<P> {
+    file: File,
+    pending: Vec<u8>,
+    hash: HashThread,
+    read: u64,
+    progress: P,
+    failed: Option<io::Error>,
+}
+
+impl<P: FnMut(u64)> Hashing<P> {
+    const BLOCK: usize = 1 << 20;
+
+    fn new(file: File, progress: P) -> Self {
+        let pending = Vec::with_capacity(Self::BLOCK);
+        Self { file, pending, hash: HashThread::start(), read: 0, progress, failed: None }
+    }
+
+    fn pass_on(&mut self) {
+        let block = std::mem::replace(&mut self.pending, Vec::with_capacity(Self::BLOCK));
+        self.hash.update(Arc::new(block));
+        (self.progress)(self.read);
+    }
+
+    fn finish(mut self) -> (String, u64) {
+        self.pass_on();
+        (self.hash.finish(), self.read)
+    }
+}
+
+impl<P: FnMut(u64)> Read for Hashing<P> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = match self.file.read(buffer) {
+            Err(e) if e.kind() != io::ErrorKind::Interrupted => {
+                self.failed = Some(io::Error::new(e.kind(), e.to_string()));
+                return Err(e);
+            }
+            result => result?,
+        };
+        self.pending.extend_from_slice(&buffer[..read]);
+        self.read += read as u64;
+        if self.pending.len() >= Self::BLOCK {
+            self.pass_on();
+        }
+        Ok(read)
+    }
+}

@@ -1,0 +1,148 @@
+//! Tokens (the distribution specification leaves them to Docker's "token authentication"). `oci-client` fetches one
+//! for one repository; mounting a blob of another needs one for both, and an identity token must be posted.
+
+use http_auth::ChallengeRef;
+use http_auth::parser::ChallengeParser;
+use oci_client::secrets::RegistryAuth;
+use oci_client::token_cache::{RegistryToken, RegistryTokenType};
+use oci_client::{Reference, RegistryOperation};
+use reqwest::header::{CONTENT_TYPE, WWW_AUTHENTICATE};
+use serde::Deserialize;
+
+use super::error::Cause;
+use super::{Registry, RegistryError};
+use crate::credentials::Login;
+
+/// What we want to do.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Scope<'a> {
+    /// The repository to read, or to write.
+    pub(super) image: &'a Reference,
+    pub(super) write: bool,
+    /// A repository of the same registry, to read.
+    pub(super) also_read: Option<&'a Reference>,
+}
+
+impl Scope<'_> {
+    fn texts(&self) -> Vec<String> {
+        let actions = if self.write { "pull,push" } else { "pull" };
+        let mut scopes = vec![format!("repository:{}:{actions}", self.image.repository())];
+        scopes.extend(self.also_read.map(|other| format!("repository:{}:pull", other.repository())));
+        scopes
+    }
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    token: Option<String>,
+    access_token: Option<String>,
+}
+
+/// Where tokens are given out.
+struct Challenge {
+    realm: String,
+    service: Option<String>,
+}
+
+impl Registry {
+    /// Gets a token, if the registry wants one, and leaves it with the client for the requests that follow.
+    pub(super) async fn authorize(&self, scope: &Scope<'_>) -> Result<(), RegistryError> {
+        let image = scope.image;
+        let login = self.options.credentials.for_repository(image);
+        let registry = image.resolve_registry();
+        let known = match login {
+            Some(Login::Password { user, password }) => RegistryAuth::Basic(user.clone(), password.clone()),
+            _ => RegistryAuth::Anonymous,
+        };
+        self.client.store_auth_if_needed(registry, &known).await;
+        let token = match (self.request(image, "log in for", self.challenge(registry)).await?, login) {
+            (Some(challenge), login) => {
+                let token = self.request(image, "log in for", self.token(&challenge, scope, login)).await?;
+                RegistryTokenType::Bearer(RegistryToken::Token { token })
+            }
+            // The client keeps one login a registry; logins may differ by repository.
+            (None, Some(Login::Password { user, password })) => {
+                RegistryTokenType::Basic(user.clone(), password.clone())
+            }
+            (None, _) => return Ok(()),
+        };
+        if scope.write {
+            self.client.tokens.insert(image, RegistryOperation::Push, token.clone()).await;
+        }
+        self.client.tokens.insert(image, RegistryOperation::Pull, token).await;
+        Ok(())
+    }
+
+    /// Asks what the registry wants. `None`: nothing, or a password with each request, which the client sends.
+    async fn challenge(&self, registry: &str) -> Result<Option<Challenge>, Cause> {
+        let scheme =
+            if self.options.plain_http.iter().any(|host| host == registry) { "http" } else { "https" };
+        let answer = self.http.get(format!("{scheme}://{registry}/v2/")).send().await?;
+        let headers = answer.headers().get_all(WWW_AUTHENTICATE);
+        Ok(headers.iter().filter_map(|value| value.to_str().ok()).find_map(bearer))
+    }
+
+    async fn token(
+        &self,
+        challenge: &Challenge,
+        scope: &Scope<'_>,
+        login: Option<&Login>,
+    ) -> Result<String, Cause> {
+        let request = match login {
+            Some(Login::Identity { token }) => {
+                let mut form = vec![
+                    ("grant_type", "refresh_token".to_owned()),
+                    ("client_id", "woodfrog".to_owned()),
+                    ("refresh_token", token.clone()),
+                    ("scope", scope.texts().join(" ")),
+                ];
+                form.extend(challenge.service.clone().map(|service| ("service", service)));
+                // A form's body is a URL's query.
+                let mut url = reqwest::Url::parse("form:").expect("a constant");
+                let body = url.query_pairs_mut().extend_pairs(form).finish().query().unwrap_or_default();
+                self.http
+                    .post(&challenge.realm)
+                    .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+                    .body(body.to_owned())
+            }
+            _ => {
+                let scopes = scope.texts().into_iter().map(|text| ("scope", text));
+                let service = challenge.service.clone().map(|service| ("service", service));
+                let query: Vec<_> = service.into_iter().chain(scopes).collect();
+                let request = self.http.get(&challenge.realm).query(&query);
+                match login {
+                    Some(Login::Password { user, password }) => request.basic_auth(user, Some(password)),
+                    _ => request,
+                }
+            }
+        };
+        let answer = request.send().await?;
+        let status = answer.status();
+        let body = answer.bytes().await?;
+        if !status.is_success() {
+            return Err(Cause::Status(status.as_u16(), String::from_utf8_lossy(&body).into_owned()));
+        }
+        let answer: Answer = serde_json::from_slice(&body)
+            .map_err(|e| Cause::Status(status.as_u16(), format!("its token cannot be read: {e}")))?;
+        answer
+            .token
+            .or(answer.access_token)
+            .ok_or_else(|| Cause::Status(status.as_u16(), "it sent no token".to_owned()))
+    }
+}
+
+fn bearer(header: &str) -> Option<Challenge> {
+    let parameter = |challenge: &ChallengeRef<'_>, wanted: &str| {
+        let found = challenge.params.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted));
+        found.map(|(_, value)| value.to_unescaped())
+    };
+    ChallengeParser::new(header)
+        .flatten()
+        .find(|challenge| challenge.scheme.eq_ignore_ascii_case("bearer"))
+        .and_then(|challenge| {
+            Some(Challenge {
+                realm: parameter(&challenge, "realm")?,
+                service: parameter(&challenge, "service"),
+            })
+        })
+}
