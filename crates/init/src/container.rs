@@ -10,13 +10,14 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use woodfrog_protocol::init::{Empty, Exiting, from_init::Kind as Say, to_init::Kind as Told};
 use woodfrog_protocol::paths;
 use woodfrog_sys::pid1::reap::{self, Child};
+use woodfrog_sys::pid1::resident;
 use woodfrog_sys::pid1::signals::Signals;
 use woodfrog_sys::pid1::start;
 
 use crate::api::{Api, Facts, MAX_CLIENTS};
 use crate::command::Command;
 use crate::link::Link;
-use crate::machine::{Flow, Machine, World};
+use crate::machine::{Machine, World};
 
 /// How long killed processes may take to be gone.
 const CLEAR_WITHIN: Duration = Duration::from_secs(10);
@@ -131,14 +132,19 @@ fn live(init: &mut Machine<Container>, signals: &Signals, thaw: bool) -> Control
     if init.world.link.seek(Instant::now(), true) {
         init.connected();
     }
+    let mut was_busy = true;
     loop {
+        // Before a sleep that may be long, after work that is seldom done again.
+        if std::mem::take(&mut was_busy) {
+            resident::forget_code();
+        }
         wait(init, signals);
         let now = Instant::now();
         while let Some(signal) = signals.next() {
             init.signal(signal.number, signal.sender == std::process::id())?;
         }
         // What the agent said comes before what became of its processes.
-        hear(init, now)?;
+        was_busy = hear(init, now)?;
         if init.worker().is_some_and(is_readable) {
             init.worker_ended(now)?;
         }
@@ -181,14 +187,16 @@ fn is_readable(descriptor: BorrowedFd<'_>) -> bool {
     matches!(poll(&mut entry, Some(&Timespec::default())), Ok(1))
 }
 
-/// Takes in what the agent says, or seeks it.
-fn hear(init: &mut Machine<Container>, now: Instant) -> Flow {
+/// Takes in what the agent says, or seeks it. Whether there was anything.
+fn hear(init: &mut Machine<Container>, now: Instant) -> ControlFlow<u8, bool> {
     if !init.world.link.is_up() {
-        if init.world.link.seek(now, false) {
+        let found = init.world.link.seek(now, false);
+        if found {
             init.connected();
         }
-        return Continue(());
+        return Continue(found);
     }
+    let mut heard = false;
     let mut useful = init.world.link.receive();
     loop {
         let Container { link, api, .. } = &mut init.world;
@@ -212,12 +220,13 @@ fn hear(init: &mut Machine<Container>, now: Instant) -> Flow {
             _ => {}
         }
         init.told(told, descriptor, now)?;
+        heard = true;
     }
     if !useful {
         init.world.link.drop_connection(now);
         init.lost(now)?;
     }
-    Continue(())
+    Continue(heard || !useful)
 }
 
 /// Answers the application's requests; none while it is being dumped.

@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::inotify;
 use rustix::io::Errno;
-use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use woodfrog_protocol::frame::{self, Decoder};
 use woodfrog_protocol::init::{FromInit, ToInit, from_init::Kind as Say, to_init::Kind as Told};
 use woodfrog_protocol::paths;
+use woodfrog_sys::pid1::peer;
 use woodfrog_sys::scm;
 
 const FIRST_RETRY: Duration = Duration::from_millis(10);
@@ -185,7 +186,7 @@ fn connect(dir: &std::path::Path) -> Result<OwnedFd, Errno> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let stream = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     net::connect(&stream, &address)?;
-    if !sockopt::socket_peercred(&stream)?.uid.is_root() {
+    if peer::uid(stream.as_fd()).ok() != Some(0) {
         return Err(Errno::PERM);
     }
     Ok(stream)
