@@ -4,11 +4,14 @@
 //!
 //! - [`process`]: start a program inside the namespaces and cgroups of another process, with a wished PID;
 //! - [`mount`]: overlay mounts that exist only as a descriptor;
-//! - [`scm`]: descriptors sent over unix sockets.
+//! - [`scm`]: descriptors sent over unix sockets;
+//! - `ready` (feature `tokio`): descriptors that a tokio program waits for.
 
 #![allow(unsafe_code)]
 
 pub mod mount;
 pub mod pid1;
 pub mod process;
+#[cfg(feature = "tokio")]
+pub mod ready;
 pub mod scm;

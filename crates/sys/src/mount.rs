@@ -22,3 +22,11 @@ pub fn read_only_overlay(layers: &[BorrowedFd<'_>]) -> Result<OwnedFd, Errno> {
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
 }
+
+/// A directory that is empty and stays so: a tmpfs of its own, read-only.
+pub fn empty_directory() -> Result<OwnedFd, Errno> {
+    let context = mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    mount::fsconfig_create(&context)?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+}

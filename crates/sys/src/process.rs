@@ -260,6 +260,12 @@ impl AsFd for Child {
     }
 }
 
+impl AsRawFd for Child {
+    fn as_raw_fd(&self) -> RawFd {
+        self.pidfd.as_raw_fd()
+    }
+}
+
 fn open_cursor() -> Result<OwnedFd, Errno> {
     // Opened outside: /proc/sys is read-only in containers.
     rustix::fs::open("/proc/sys/kernel/ns_last_pid", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())

@@ -1,0 +1,279 @@
+//! One `criu swrk` process: started where the container is, asked one thing, and waited for.
+//!
+//! A worker serves a single request. It can be started before there is anything to ask, which takes its few
+//! milliseconds out of the way; [`Worker::dump`] and [`Worker::restore`] use it up. A worker that is dropped gets EOF
+//! on its socket, which it understands as a refusal, and is reaped in the background. It must be reaped: a
+//! zombie in a PID namespace holds up the end of the whole container.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::ops::RangeInclusive;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
+
+use prost::Message as _;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
+use rustix::process::WaitIdStatus;
+use tokio::io::Interest;
+use woodfrog_sys::process::{Child, HELPER_PIDS, Spawn, SpawnError};
+use woodfrog_sys::ready::Ready;
+
+use crate::rpc::{Request, Response};
+use crate::toolchain::Toolchain;
+
+/// CRIU's log in the work directory.
+pub const LOG_FILE: &str = "criu.log";
+
+/// The largest message that CRIU sends; its longest field is an error message of 1 KiB.
+const MAX_MESSAGE: usize = 64 << 10;
+
+/// A descriptor that a worker was given, by the number that it has there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Given(RawFd);
+
+impl Given {
+    pub(crate) fn number(self) -> RawFd {
+        self.0
+    }
+
+    /// The path by which the worker opens it anew.
+    pub(crate) fn path(self) -> String {
+        format!("/proc/self/fd/{}", self.0)
+    }
+}
+
+/// What a worker is started with.
+#[derive(Debug)]
+pub struct Setup {
+    container: Option<Arc<OwnedFd>>,
+    cgroups: Vec<OwnedFd>,
+    pids: RangeInclusive<i32>,
+    last_pid: Option<i32>,
+    real_ids: Option<(u32, u32)>,
+    avoid_breakpoints: bool,
+    descriptors: Vec<OwnedFd>,
+    work: OwnedFd,
+}
+
+/// Descriptors 0 to 2 are the worker's own.
+const FIRST_GIVEN: RawFd = 3;
+
+impl Setup {
+    /// `work` is a directory that CRIU may write to: its log, its statistics, the page server's socket.
+    pub fn new(work: OwnedFd) -> Self {
+        Self {
+            container: None,
+            cgroups: Vec::new(),
+            pids: HELPER_PIDS,
+            last_pid: None,
+            real_ids: None,
+            avoid_breakpoints: false,
+            descriptors: Vec::new(),
+            work,
+        }
+    }
+
+    /// Runs it in the namespaces of a container, named by a pidfd of its PID 1.
+    pub fn container(mut self, pid1: Arc<OwnedFd>) -> Self {
+        self.container = Some(pid1);
+        self
+    }
+
+    /// Starts it in cgroups, one directory for each hierarchy: what it restores lives where it lives.
+    pub fn cgroups(mut self, directories: Vec<OwnedFd>) -> Self {
+        self.cgroups = directories;
+        self
+    }
+
+    /// Sets the container's PID cursor first, so that CRIU's own children get the PIDs after `last`.
+    pub fn last_pid(mut self, last: i32) -> Self {
+        self.last_pid = Some(last);
+        self
+    }
+
+    /// Real user and group of CRIU, effective root. Only for machines where [`crate::can_override_resource_limits`]
+    /// says no: there the kernel tells the resource limits of a process to its own user alone.
+    pub fn real_ids(mut self, uid: u32, gid: u32) -> Self {
+        self.real_ids = Some((uid, gid));
+        self
+    }
+
+    /// Lets CRIU single-step instead of using a hardware breakpoint. The first breakpoint on an idle machine takes
+    /// 12–60 ms; stepping costs little with few threads.
+    pub fn avoid_breakpoints(mut self) -> Self {
+        self.avoid_breakpoints = true;
+        self
+    }
+
+    /// Hands over a descriptor: an image directory, the container's standard streams, and so on.
+    pub fn give(&mut self, fd: OwnedFd) -> Given {
+        self.descriptors.push(fd);
+        Given(FIRST_GIVEN + self.descriptors.len() as RawFd - 1)
+    }
+
+    /// Blocks; returns our end of the socket and the process.
+    fn start(&self, toolchain: &Toolchain) -> Result<(OwnedFd, Child), WorkerError> {
+        let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+        // What CRIU says before it has opened its log goes there too; it opens the same file.
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::APPEND | OFlags::CLOEXEC;
+        let early = rustix::fs::openat(&self.work, LOG_FILE, flags, Mode::RUSR | Mode::WUSR)?;
+        let (ours, theirs) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        rustix::io::ioctl_fionbio(&ours, true)?;
+
+        let mut spawn = Spawn::new(toolchain.program(), [null.as_fd(), null.as_fd(), early.as_fd()]);
+        for fd in &self.descriptors {
+            spawn.descriptor(fd.as_fd());
+        }
+        let mut arguments = Vec::new();
+        if let Some((binary, libraries)) = toolchain.loaded() {
+            let libraries: Vec<_> =
+                libraries.iter().map(|library| Given(spawn.descriptor(library.as_fd())).path()).collect();
+            let binary = Given(spawn.descriptor(binary)).path();
+            arguments.extend(["ld.so".into(), "--library-path".into(), libraries.join(":"), binary]);
+        } else {
+            arguments.push("criu".into());
+        }
+        // A work directory by descriptor in the request would be looked up by our PID, which is 0 in the container.
+        let work = Given(spawn.descriptor(self.work.as_fd())).path();
+        let nothing = Given(spawn.descriptor(toolchain.nothing())).path();
+        let socket = spawn.descriptor(theirs.as_fd()).to_string();
+        // CRIU would take options, plugins and programs from the container's file system, and they would run as root.
+        arguments.extend(["--no-default-config".into(), "--libdir".into(), nothing.clone()]);
+        arguments.extend(["--work-dir".into(), work, "swrk".into(), socket]);
+        for argument in arguments {
+            spawn.argument(c_string(argument));
+        }
+        spawn.variable(c_string(format!("PATH={nothing}")));
+        spawn.variable(c_string(format!("GNUTLS_SYSTEM_PRIORITY_FILE={nothing}/none")));
+        if self.avoid_breakpoints {
+            spawn.variable(c"CRIU_FAULT=130".to_owned());
+        }
+        if let Some(container) = &self.container {
+            spawn.inside(container.as_fd(), self.pids.clone());
+        }
+        for directory in &self.cgroups {
+            spawn.cgroup(directory.as_fd());
+        }
+        if let Some(last) = self.last_pid {
+            spawn.last_pid(last);
+        }
+        if let Some((uid, gid)) = self.real_ids {
+            spawn.real_ids(uid, gid);
+        }
+        let child = spawn.start()?;
+        Ok((ours, child))
+    }
+}
+
+fn c_string(text: String) -> CString {
+    // Numbers and constants only.
+    CString::new(text).unwrap_or_default()
+}
+
+/// Why a worker could not be started or spoken to.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// It did not start.
+    #[error("cannot start CRIU: {0}")]
+    Spawn(#[from] SpawnError),
+    /// A descriptor or socket for it could not be made.
+    #[error("cannot prepare CRIU's descriptors: {0}")]
+    Prepare(#[from] Errno),
+    /// The socket failed.
+    #[error("cannot speak to CRIU: {0}")]
+    Socket(#[from] io::Error),
+    /// It sent something that is no message.
+    #[error("CRIU sent a message that cannot be read: {0}")]
+    Message(#[from] prost::DecodeError),
+}
+
+/// A running `criu swrk`.
+#[derive(Debug)]
+pub struct Worker {
+    socket: Ready<OwnedFd>,
+    /// Taken when it has been reaped.
+    child: Option<Ready<Child>>,
+    work: OwnedFd,
+    pid: i32,
+}
+
+impl Worker {
+    /// Starts CRIU. Takes a few milliseconds, more where a v1 cgroup is entered.
+    pub async fn spawn(toolchain: Arc<Toolchain>, setup: Setup) -> Result<Self, WorkerError> {
+        let started = tokio::task::spawn_blocking(move || {
+            let (socket, child) = setup.start(&toolchain)?;
+            Ok::<_, WorkerError>((socket, child, setup.work))
+        });
+        let (socket, child, work) = started.await.map_err(io::Error::other)??;
+        let pid = child.pid();
+        let child = Ready::new(child, Interest::READABLE)?;
+        let socket = Ready::new(socket, Interest::READABLE | Interest::WRITABLE)?;
+        Ok(Self { socket, child: Some(child), work, pid })
+    }
+
+    /// Its PID on the node.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Its pidfd, for whoever has to know when it has ended.
+    pub fn pidfd(&self) -> Option<BorrowedFd<'_>> {
+        self.child.as_ref().map(|child| child.get().as_fd())
+    }
+
+    /// What CRIU has written to its log so far.
+    pub(crate) fn log(&self) -> String {
+        let file = rustix::fs::openat(&self.work, LOG_FILE, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        let bytes = file.map_err(io::Error::from).and_then(|file| {
+            let mut bytes = Vec::new();
+            io::Read::read_to_end(&mut File::from(file), &mut bytes).map(|_| bytes)
+        });
+        String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned()
+    }
+
+    pub(crate) async fn send(&self, request: &Request) -> Result<(), WorkerError> {
+        let bytes = request.encode_to_vec();
+        let send = |fd: &OwnedFd| rustix::net::send(fd, &bytes, SendFlags::NOSIGNAL).map_err(io::Error::from);
+        self.socket.when(Interest::WRITABLE, send).await?;
+        Ok(())
+    }
+
+    /// The next message and the descriptors that came with it; none when CRIU has closed its end.
+    pub(crate) async fn receive(&self) -> Result<Option<(Response, Vec<OwnedFd>)>, WorkerError> {
+        let mut buffer = vec![0; MAX_MESSAGE];
+        let received = self
+            .socket
+            .when(Interest::READABLE, |fd| Ok(woodfrog_sys::scm::receive(fd.as_fd(), &mut buffer)?))
+            .await;
+        match received {
+            // A worker that dies with a message unread leaves a reset.
+            Err(error) if error.raw_os_error() == Some(Errno::CONNRESET.raw_os_error()) => Ok(None),
+            Err(error) => Err(error.into()),
+            Ok(received) if received.bytes == 0 => Ok(None),
+            Ok(received) => Ok(Some((Response::decode(&buffer[..received.bytes])?, received.descriptors))),
+        }
+    }
+
+    /// Waits until the process has ended and reaps it. The socket stays open.
+    pub(crate) async fn wait(&mut self) -> Result<Option<WaitIdStatus>, WorkerError> {
+        let Some(child) = &self.child else { return Ok(None) };
+        let status = child
+            .when(Interest::READABLE, |child| child.try_wait()?.ok_or(io::ErrorKind::WouldBlock.into()))
+            .await?;
+        self.child = None;
+        Ok(Some(status))
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if let Some(child) = self.child.take().map(Ready::into_inner) {
+            // The socket closes after this, and CRIU ends by itself; a thread, since there may be no runtime left.
+            std::thread::spawn(move || child.wait());
+        }
+    }
+}
