@@ -44,6 +44,9 @@ enum Verb {
         /// Images to put into the registry
         #[arg(long = "image", value_enum, default_values_t = [Image::Cpython])]
         images: Vec<Image>,
+        /// Keep images and containers on disk rather than in memory, as for measuring
+        #[arg(long)]
+        disk: bool,
         /// Directory that the node sees at /opt/woodfrog [default: cargo's target directory]
         #[arg(long, value_name = "DIR")]
         binaries: Option<PathBuf>,
@@ -104,10 +107,13 @@ impl Image {
 /// Does what the arguments say.
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     match args.command {
-        Verb::Up { name, images, binaries } => {
+        Verb::Up { name, images, disk, binaries } => {
             packages::ensure(HOST_PACKAGES)?;
-            let mut options =
-                Options { images: images.into_iter().flat_map(Image::apps).collect(), ..Options::default() };
+            let mut options = Options {
+                images: images.into_iter().flat_map(Image::apps).collect(),
+                disk,
+                ..Options::default()
+            };
             options.binaries = binaries.unwrap_or(options.binaries);
             let node = Node::up(&name.name, &options)?;
             println!(

@@ -3,6 +3,7 @@
 #   NAME      the node's name
 #   LOWER     the layers of its tree, topmost first, separated by colons
 #   DISK      its directory on a real file system: upper, work, root, containerd, log
+#   CONTAINERD  disk, or memory: where containerd keeps images and containers
 #   REGISTRY  directory of the registry's content, shared by all nodes
 #   BINARIES  directory of the binaries under test, seen read-only at /opt/woodfrog
 set -euo pipefail
@@ -46,7 +47,12 @@ for line in "${cgroups[@]}"; do
 done
 
 mkdir -p "$root"/var/lib/{containerd,registry} "$root/var/log/woodfrog" "$root/opt/woodfrog" "$root/run/woodfrog-services"
-mount --bind "$DISK/containerd" "$root/var/lib/containerd"
+# Either way not the overlay, which could not be the upper directory of containers' overlays.
+if [ "$CONTAINERD" = disk ]; then
+    mount --bind "$DISK/containerd" "$root/var/lib/containerd"
+else
+    mount -t tmpfs -o mode=755 tmpfs "$root/var/lib/containerd"
+fi
 mount --bind "$REGISTRY" "$root/var/lib/registry"
 mount --bind "$DISK/log" "$root/var/log/woodfrog"
 mount --bind "$BINARIES" "$root/opt/woodfrog"

@@ -9,7 +9,7 @@
 //!        ▼ overlay
 //!  node "a"  ── PID, mount, network, UTS, IPC and control group namespaces, PID 1 = catatonit -P
 //!    /run, /tmp, /dev          tmpfs          eth0 10.210.0.A/24 ─┐
-//!    /var/lib/containerd       disk           pods 10.210.A.0/24  │
+//!    /var/lib/containerd       tmpfs or disk  pods 10.210.A.0/24  │
 //!    /var/lib/registry         disk, one for all nodes            ├─ br0 of the hub, 10.210.0.254, which
 //!    /opt/woodfrog             binaries under test, read-only     │  routes between the nodes' pods
 //!  node "b" ...                               eth0 10.210.0.B/24 ─┘

@@ -35,14 +35,17 @@ pub struct Options {
     pub images: Vec<App>,
     /// The directory on the host that the node sees, read-only, at `/opt/woodfrog`: cargo's target directory.
     pub binaries: PathBuf,
+    /// Whether containerd keeps images and containers on disk rather than in memory. Memory is quicker to fill and, on disks that
+    /// discard what is deleted, far quicker to empty; but a container's files then count as its memory, so measure on disk.
+    pub disk: bool,
 }
 
 impl Default for Options {
-    /// No image, and the target directory of this workspace.
+    /// No image, the target directory of this workspace, all in memory.
     fn default() -> Self {
         let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target");
         let binaries = env::var_os("CARGO_TARGET_DIR").map_or(workspace, PathBuf::from);
-        Self { images: Vec::new(), binaries }
+        Self { images: Vec::new(), binaries, disk: false }
     }
 }
 

@@ -62,6 +62,7 @@ fn start(name: &str, options: &Options, layer: &Layer) -> Result<Node, Error> {
     cgroup.create()?;
     let mut command = process::join(&cgroup.roots());
     command.args(["env", &format!("NAME={name}"), &format!("LOWER={}", colons(&layer.stack()))]);
+    command.arg(format!("CONTAINERD={}", if options.disk { "disk" } else { "memory" }));
     for (variable, path) in [("DISK", &disk), ("REGISTRY", &registry), ("BINARIES", &binaries)] {
         command.arg(format!("{variable}={}", path.display()));
     }

@@ -1,7 +1,7 @@
 //! Applications run on nodes, and nodes reach each other.
 #![forbid(unsafe_code)]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use woodfrog_testkubelet::{Kubelet, PodSpec, Security, http};
@@ -18,11 +18,15 @@ async fn node_every_application_answers_locked_down_and_as_root() -> Result<()> 
         Node::up("applications", &Options { images: App::ALL.to_vec(), ..Options::default() })?.into_guard();
     let kubelet = Kubelet::connect(&node, &node.containerd_socket()).await?;
     for app in App::ALL {
+        let start = Instant::now();
         kubelet.pull(&app.reference()).await?;
+        eprintln!("{}: pulled in {:?}", app.name(), start.elapsed());
         for security in [Security::Restricted, Security::Root] {
             let name = format!("{}-{}", app.name(), if security == Security::Root { "root" } else { "user" });
             let container = kubelet.run(PodSpec::new(&name, &app.reference()).security(security)).await?;
+            let start = Instant::now();
             let page = container.wait("/", START)?;
+            eprintln!("{name}: first answer after {:?}", start.elapsed());
             ensure!(page.contains("<!doctype html>"), "{name}: {page}");
             let counts = [container.get("/count")?, container.get("/count")?, container.get("/count")?];
             ensure!(counts.iter().map(|count| count.trim()).eq(["1", "2", "3"]), "{name}: {counts:?}");

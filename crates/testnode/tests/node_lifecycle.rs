@@ -116,7 +116,7 @@ fn node_down_leaves_nothing_even_of_frozen_processes() -> Result<()> {
                  echo 1 >/sys/fs/cgroup/ice/cgroup.freeze
              fi
              mount -t tmpfs tmpfs /mnt
-             ip link add spare type dummy",
+             ip link add spare type bridge",
         ],
     )?;
     let start = Instant::now();
