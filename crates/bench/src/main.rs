@@ -1,3 +1,46 @@
-//! Demo and benchmarks on a test node.
+//! Demo and benchmarks on a test node: `woodfrog-bench --help`.
+#![forbid(unsafe_code)]
 
-fn main() {}
+mod args;
+mod client;
+mod clock;
+mod contenders;
+mod demo;
+mod inside;
+mod node;
+mod progress;
+mod report;
+mod shim;
+mod start;
+mod workload;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+
+use crate::args::{Cli, Command, Inside};
+
+fn main() -> ExitCode {
+    run(Cli::parse().command).unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Demo(args) => node::with(&args.node, &args.apps(), |place| demo::run(place, &args)),
+        Command::Shim(args) => node::with(&args.node, shim::APPS, |place| shim::run(place, &args)),
+        Command::Start(args) => node::with(&args.node, start::APPS, |place| start::run(place, &args)),
+        Command::Inside(task) => {
+            let done = match task {
+                Inside::Dump(at) => return inside::dump(at.init, &at.images).map(|()| ExitCode::SUCCESS),
+                Inside::Restore(at) => inside::restore(at.init, &at.images)?,
+                Inside::Run { command } => inside::run(&command)?,
+            };
+            println!("{}", serde_json::to_string(&done)?);
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}

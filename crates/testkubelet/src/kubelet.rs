@@ -200,6 +200,33 @@ impl Container {
         status.with_context(|| format!("container {} has no status", self.id))
     }
 
+    /// The PID of its PID 1, as the node sees it.
+    ///
+    /// # Errors
+    /// The runtime's, or it does not run.
+    pub async fn pid(&self) -> Result<i32> {
+        let pid = self.info().await?["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
+        pid.filter(|pid| *pid > 0).with_context(|| format!("container {} does not run", self.id))
+    }
+
+    /// The OCI configuration that the runtime has made of the request.
+    ///
+    /// # Errors
+    /// The runtime's, or it tells none.
+    pub async fn runtime_spec(&self) -> Result<serde_json::Value> {
+        let spec = self.info().await?["runtimeSpec"].take();
+        if spec.is_null() {
+            bail!("container {} has no runtimeSpec in its verbose status", self.id);
+        }
+        Ok(spec)
+    }
+
+    async fn info(&self) -> Result<serde_json::Value> {
+        let request = ContainerStatusRequest { container_id: self.id.clone(), verbose: true };
+        let status = self.pod.kubelet.runtime.clone().container_status(request).await?.into_inner();
+        Ok(serde_json::from_str(status.info.get("info").map_or("{}", String::as_str))?)
+    }
+
     /// Waits for its end and returns the exit code.
     ///
     /// # Errors

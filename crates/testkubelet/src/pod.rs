@@ -33,6 +33,8 @@ pub struct PodSpec {
     pub env: Vec<(String, String)>,
     /// How much it may do.
     pub security: Security,
+    /// User and group of a restricted container.
+    pub user: i64,
     /// Annotations of the pod.
     pub annotations: HashMap<String, String>,
     /// An emptyDir, mounted at `/tmp`.
@@ -51,6 +53,7 @@ impl PodSpec {
             args: Vec::new(),
             env: Vec::new(),
             security: Security::Restricted,
+            user: 1000,
             annotations: HashMap::new(),
             tmp: true,
             mounts: Vec::new(),
@@ -72,6 +75,12 @@ impl PodSpec {
     /// Changes how much it may do.
     pub fn security(mut self, security: Security) -> Self {
         self.security = security;
+        self
+    }
+
+    /// Changes user and group, which leaves all other restrictions as they are.
+    pub fn user(mut self, user: i64) -> Self {
+        self.user = user;
         self
     }
 
@@ -172,8 +181,8 @@ impl PodSpec {
                     drop_capabilities: vec!["ALL".into()],
                     ..Default::default()
                 }),
-                run_as_user: Some(k8s_cri::v1::Int64Value { value: 1000 }),
-                run_as_group: Some(k8s_cri::v1::Int64Value { value: 1000 }),
+                run_as_user: Some(k8s_cri::v1::Int64Value { value: self.user }),
+                run_as_group: Some(k8s_cri::v1::Int64Value { value: self.user }),
                 readonly_rootfs: true,
                 no_new_privs: true,
                 seccomp: Some(profile(ProfileType::RuntimeDefault)),

@@ -1,0 +1,145 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use woodfrog_testnode::App;
+
+/// Shows and measures Woodfrog on a node of its own.
+#[derive(Debug, Parser)]
+#[command(name = "woodfrog-bench", version)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Freeze and thaw applications, beside the other ways to restore them
+    Demo(DemoArgs),
+    /// Measure what the shim adds to CRI calls
+    Shim(ShimArgs),
+    /// Measure the start of a 32 MB server beside runc, with containerd's share of it
+    Start(StartArgs),
+    /// What runs in the node
+    #[command(subcommand, hide = true)]
+    Inside(Inside),
+}
+
+/// Which node, and whether it stays.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct NodeArgs {
+    /// Name of the node that is started, and taken down afterwards, also on Ctrl-C
+    #[arg(long, value_name = "NAME", default_value = "demo")]
+    pub(crate) node: String,
+    /// Leave the node up, for a look around or a faster next run
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// Write the results to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cargo xtask demo                                   all four applications
+  cargo xtask demo --applications cpython --runs 3   a quick look
+  cargo xtask demo --json results.json               medians, for programs; null where something cannot run
+
+Columns:
+  cold start   CreateContainer to the first HTTP 200, through containerd, no checkpoint
+  freeze       woodfrog freeze, from the request to the image in the registry
+  image        layers that the freeze added to the application's image; compressed: as pushed
+  thaw         Woodfrog: the agent's start of the thaw to the first answer
+  start        Woodfrog: CreateContainer of the frozen image to the first answer, to compare with cold start
+  criu         plain `criu restore` in a container that waits: start of criu to the first answer
+  runc         `runc restore` of a plain container: start of runc to the first answer
+  containerd   CreateContainer of containerd's own CRI checkpoint to the first answer")]
+pub(crate) struct DemoArgs {
+    /// Applications, with commas between them
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Application::Cpython, Application::Tomcat, Application::Node, Application::Rails])]
+    pub(crate) applications: Vec<Application>,
+    /// How often each is started in each way; medians are shown
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(crate) runs: u32,
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  woodfrog-bench shim
+  woodfrog-bench shim --calls 10000 --json shim.json
+
+Calls alternate between containerd's own socket and the shim's, on a node with 50 containers. Calls that the shim edits
+(CreateContainer and StartContainer of a managed container) are reported apart.")]
+pub(crate) struct ShimArgs {
+    /// Calls of each method on each socket
+    #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(10..))]
+    pub(crate) calls: u32,
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  woodfrog-bench start
+  woodfrog-bench start --runs 21 --json start.json
+
+The same container is also made by containerd alone, with a program that only waits, to show which part of the time is
+containerd's.")]
+pub(crate) struct StartArgs {
+    /// How often each way is run
+    #[arg(long, value_name = "N", default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) runs: u32,
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+}
+
+/// An application of the demo.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Application {
+    Cpython,
+    Tomcat,
+    Node,
+    Rails,
+    Synthetic,
+}
+
+impl From<Application> for App {
+    fn from(application: Application) -> Self {
+        match application {
+            Application::Cpython => Self::Cpython,
+            Application::Tomcat => Self::Tomcat,
+            Application::Node => Self::Node,
+            Application::Rails => Self::Rails,
+            Application::Synthetic => Self::Synthetic,
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Inside {
+    /// Dump the child of a container's PID 1 with plain CRIU
+    Dump(InContainer),
+    /// Restore it into another container with plain CRIU
+    Restore(InContainer),
+    /// Run a command and tell when it was started
+    Run {
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InContainer {
+    /// The container's PID 1, as the node sees it
+    #[arg(long)]
+    pub(crate) init: i32,
+    /// Directory of CRIU's images
+    #[arg(long)]
+    pub(crate) images: PathBuf,
+}

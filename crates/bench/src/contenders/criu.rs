@@ -1,0 +1,95 @@
+//! Plain `criu restore`, started by hand in a container that waits: no Woodfrog in it.
+//!
+//! The application was dumped by `criu dump` in the same way. The waiting container has the same image, mounts, address
+//! space of PIDs and security as a thawed one, and `catatonit -P` as its PID 1. CRIU is in the container's cgroups before
+//! the clock starts, and finds its cache of kernel features (`/run/criu.kdat`).
+
+use anyhow::{Context, Result};
+use async_trait::async_trait;
+use k8s_cri::v1::Mount;
+use woodfrog_testkubelet::PodSpec;
+use woodfrog_testnode::App;
+
+use super::{Contender, PATIENCE, Place, Value};
+use crate::client::FirstAnswer;
+use crate::clock::ms;
+use crate::inside::Started;
+use crate::report::Metric;
+use crate::workload::{State, warm_up};
+
+const INIT: &str = "/run/catatonit";
+const KDAT: &str = "/run/criu.kdat";
+
+/// CRIU restores PIDs as they were; the low ones are left to CRIU itself and to whoever starts it.
+const RUN_AT_300: &str = "i=2; while [ $i -lt 300 ]; do (:); i=$((i+1)); done; exec setsid \"$@\"";
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Criu {
+    place: Place,
+    app: App,
+    images: String,
+    state: State,
+}
+
+impl Criu {
+    /// Warms the application up and dumps it.
+    pub(crate) async fn prepare(place: Place, app: App) -> Result<Self> {
+        place.node.run("sh", &["-c", "[ -e /run/criu.kdat ] || criu check"])?;
+        let images = place.directory(app, "criu")?;
+        let mut spec = with_mounts(place.pod(app, "criu-dump"));
+        spec.command = [INIT, "--", "/bin/sh", "-c", RUN_AT_300, "sh"].map(String::from).into();
+        spec.command.extend(app.entrypoint().iter().map(|part| (*part).to_owned()));
+        let container = place.direct.run(spec.clone()).await?;
+        FirstAnswer::from(&place.node, container.ip(), PATIENCE).at().await?;
+        let state = warm_up(&place.node, container.ip())?;
+        let init = container.pid().await?.to_string();
+        place.inside(&["dump", "--init", &init, "--images", &images])?;
+        place.copy(&spec.tmp_dir(), &format!("{images}/tmp"))?;
+        container.remove().await?;
+        Ok(Self { place, app, images, state })
+    }
+}
+
+#[async_trait]
+impl Contender for Criu {
+    async fn once(&self) -> Result<Vec<Value>> {
+        let place = &self.place;
+        let spec = waiting(place.pod(self.app, "criu"));
+        let tmp = spec.tmp_dir();
+        let pod = place.direct.sandbox(spec).await?;
+        place.copy(&format!("{}/tmp", self.images), &tmp)?;
+        let container = pod.create().await?;
+        container.start().await?;
+        let init = container.pid().await?.to_string();
+        let answer = FirstAnswer::from(&place.node, container.ip(), PATIENCE);
+        let report = place.inside(&["restore", "--init", &init, "--images", &self.images])?;
+        let started: Started = serde_json::from_str(&report).with_context(|| report.clone())?;
+        let value = ms(started.started_us, answer.at().await?);
+        self.state.check(&place.node, container.ip())?;
+        container.remove().await?;
+        Ok(vec![(Metric::Criu, value)])
+    }
+
+    async fn clean(&self) -> Result<()> {
+        self.place.node.run("rm", &["-rf", &self.images])?;
+        Ok(())
+    }
+}
+
+/// A pod whose container only waits and reaps.
+pub(crate) fn waiting(spec: PodSpec) -> PodSpec {
+    let mut spec = with_mounts(spec);
+    spec.command = [INIT, "-P"].map(String::from).into();
+    spec
+}
+
+fn with_mounts(mut spec: PodSpec) -> PodSpec {
+    spec.mounts.extend([("/usr/bin/catatonit", INIT), (KDAT, KDAT)].map(|(host, inside)| Mount {
+        host_path: host.into(),
+        container_path: inside.into(),
+        readonly: true,
+        ..Mount::default()
+    }));
+    spec
+}

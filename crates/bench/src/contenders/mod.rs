@@ -1,0 +1,92 @@
+//! The ways to get a warm application, and the cold start they are held against.
+//!
+//! Each contender gets ready once (dump, image) and then, in turn with the others, brings the application up again and
+//! again. So all of them see the same machine.
+
+pub(crate) mod cold;
+pub(crate) mod containerd;
+pub(crate) mod criu;
+pub(crate) mod runc;
+pub(crate) mod waiting;
+pub(crate) mod woodfrog;
+
+use std::time::Duration;
+
+use anyhow::Result;
+use async_trait::async_trait;
+use woodfrog_testkubelet::{Kubelet, PodSpec};
+use woodfrog_testnode::{App, Node};
+
+use crate::report::Metric;
+
+/// No application takes longer to answer, cold on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A value that was measured.
+pub(crate) type Value = (Metric, f64);
+
+/// One way to get an application up, ready to be used.
+#[async_trait]
+pub(crate) trait Contender: Send + Sync {
+    /// What getting ready has cost: times and sizes.
+    fn preparation(&self) -> Vec<Value> {
+        Vec::new()
+    }
+
+    /// Brings the application up, measures, checks that its state is there, and removes it.
+    async fn once(&self) -> Result<Vec<Value>>;
+
+    /// Removes what getting ready has made.
+    async fn clean(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// What contenders work with.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    /// The node.
+    pub(crate) node: Node,
+    /// containerd itself.
+    pub(crate) direct: Kubelet,
+    /// containerd through the shim.
+    pub(crate) shim: Kubelet,
+    /// The directory of this program and of Woodfrog's in the node.
+    pub(crate) binaries: String,
+    /// Whether root may read the limits of other users' processes (CAP_SYS_RESOURCE), as CRIU must to dump them.
+    pub(crate) dumps_other_users: bool,
+}
+
+impl Place {
+    /// A pod of an application: uid 1000, read-only root file system, no capability, RuntimeDefault seccomp, an emptyDir at `/tmp`.
+    pub(crate) fn pod(&self, app: App, way: &str) -> PodSpec {
+        PodSpec::new(&format!("{}-{way}", app.name()), &app.reference())
+    }
+
+    /// The same for a runtime that calls CRIU as root: as root, where CRIU cannot dump another user's processes.
+    pub(crate) fn pod_for_runtime(&self, app: App, way: &str) -> PodSpec {
+        let pod = self.pod(app, way);
+        if self.dumps_other_users { pod } else { pod.user(0) }
+    }
+
+    /// A directory in the node for dumps, the same for all: on disk, read from the page cache.
+    pub(crate) fn directory(&self, app: App, way: &str) -> Result<String> {
+        let path = format!("/var/lib/woodfrog-bench/{}-{way}", app.name());
+        self.node.run("rm", &["-rf", &path])?;
+        self.node.run("mkdir", &["-p", &path])?;
+        Ok(path)
+    }
+
+    /// Makes directory `to` a copy of `from`, with owners, modes and times.
+    pub(crate) fn copy(&self, from: &str, to: &str) -> Result<()> {
+        self.node.run("sh", &["-c", "rm -rf \"$2\" && cp -a \"$1\" \"$2\"", "copy", from, to])?;
+        Ok(())
+    }
+
+    /// The program's helper in the node.
+    pub(crate) fn inside(&self, arguments: &[&str]) -> Result<String> {
+        let program = format!("{}/woodfrog-bench", self.binaries);
+        let arguments: Vec<&str> = std::iter::once("inside").chain(arguments.iter().copied()).collect();
+        Ok(self.node.run(&program, &arguments)?)
+    }
+}

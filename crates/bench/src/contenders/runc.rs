@@ -1,0 +1,129 @@
+//! `runc checkpoint` and `runc restore` of the same application in a plain container of runc.
+//!
+//! Its configuration is the one that containerd makes for a pod, so security and file systems are the same. It has the network
+//! namespace of a pod sandbox, as containers have, and what else lies in a sandbox (`/etc/hosts`, IPC) is its own.
+//! cgroups are ignored on both ways, which is the fastest, and `/tmp` is laid out before the clock starts.
+
+use anyhow::{Context, Result};
+use async_trait::async_trait;
+use serde_json::{Value as Json, json};
+use woodfrog_testkubelet::Pod;
+use woodfrog_testnode::App;
+
+use super::{Contender, PATIENCE, Place, Value};
+use crate::client::FirstAnswer;
+use crate::clock::ms;
+use crate::inside::Started;
+use crate::report::Metric;
+use crate::workload::{State, warm_up};
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Runc {
+    place: Place,
+    pod: Pod,
+    id: String,
+    directory: String,
+    state: State,
+}
+
+impl Runc {
+    /// Warms the application up and checkpoints it.
+    pub(crate) async fn prepare(place: Place, app: App) -> Result<Self> {
+        let directory = place.directory(app, "runc")?;
+        let pod = place.direct.sandbox(place.pod_for_runtime(app, "runc")).await?;
+        // Never started: its configuration is what is wanted.
+        let model = pod.create().await?;
+        let spec = model.runtime_spec().await?;
+        let id = format!("{}-bench", app.name());
+        let config = plain(spec, &id, &directory)?;
+        let path = |name: &str| format!("{directory}/{name}");
+        place.node.run("mkdir", &["-p", &path("rootfs"), &path("images"), &path("work")])?;
+        place.node.run("mkdir", &["-m", "0777", &path("tmp")])?;
+        place.node.run("chmod", &["0777", &path("tmp")])?;
+        let image = app.reference();
+        place.node.run("ctr", &["--namespace", "k8s.io", "images", "mount", &image, &path("rootfs")])?;
+        std::fs::write(place.node.path(&path("config.json")), serde_json::to_vec(&config)?)?;
+
+        let mut runc = Self { place, pod, id, directory: directory.clone(), state: State::default() };
+        runc.run("run", &[])?;
+        FirstAnswer::from(&runc.place.node, runc.pod.ip, PATIENCE).at().await?;
+        runc.state = warm_up(&runc.place.node, runc.pod.ip)?;
+        runc.run("checkpoint", &["--file-locks"])?;
+        runc.place.copy(&path("tmp"), &path("tmp-dumped"))?;
+        Ok(runc)
+    }
+
+    /// Runs `runc VERB`; an error has what CRIU or runc said.
+    fn run(&self, verb: &str, more: &[&str]) -> Result<Started> {
+        let path = |name: &str| format!("{}/{name}", self.directory);
+        let (log, bundle, images, work) = (path("runc.log"), self.directory.clone(), path("images"), path("work"));
+        let mut arguments = vec!["run", "--", "runc", "--log", &log, verb];
+        if verb != "run" {
+            arguments.extend(["--image-path", &images, "--work-path", &work, "--manage-cgroups-mode", "ignore"]);
+        }
+        if verb != "checkpoint" {
+            arguments.extend(["--detach", "--bundle", &bundle]);
+        }
+        arguments.extend(more);
+        arguments.push(&self.id);
+        let report = self.place.inside(&arguments).map_err(|error| {
+            let log = std::fs::read_to_string(self.place.node.path(&log)).unwrap_or_default();
+            let work = format!("{work}/{}.log", if verb == "restore" { "restore" } else { "dump" });
+            let criu = std::fs::read_to_string(self.place.node.path(&work)).unwrap_or_default();
+            let criu: Vec<_> = criu.lines().filter(|line| line.contains("Error")).collect();
+            error.context(format!("{}\n{}", log.trim(), criu.join("\n")))
+        })?;
+        serde_json::from_str(&report).with_context(|| report.clone())
+    }
+
+    fn delete(&self) -> Result<()> {
+        self.place.node.run("runc", &["delete", "--force", &self.id])?;
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Contender for Runc {
+    async fn once(&self) -> Result<Vec<Value>> {
+        let (tmp, dumped) = (format!("{}/tmp", self.directory), format!("{}/tmp-dumped", self.directory));
+        self.place.copy(&dumped, &tmp)?;
+        let answer = FirstAnswer::from(&self.place.node, self.pod.ip, PATIENCE);
+        let started = self.run("restore", &[])?;
+        let value = ms(started.started_us, answer.at().await?);
+        self.state.check(&self.place.node, self.pod.ip)?;
+        self.delete()?;
+        Ok(vec![(Metric::Runc, value)])
+    }
+
+    async fn clean(&self) -> Result<()> {
+        self.delete()?;
+        self.place.node.run("ctr", &["--namespace", "k8s.io", "images", "unmount", "--rm", &format!("{}/rootfs", self.directory)])?;
+        self.place.node.run("rm", &["-rf", &self.directory])?;
+        self.pod.remove().await
+    }
+}
+
+/// The configuration of a pod's container, made to stand alone.
+fn plain(mut spec: Json, id: &str, directory: &str) -> Result<Json> {
+    spec["root"]["path"] = json!(format!("{directory}/rootfs"));
+    spec["linux"]["cgroupsPath"] = json!(format!("/{id}"));
+    spec["annotations"] = json!({});
+    for namespace in spec["linux"]["namespaces"].as_array_mut().context("no namespaces")? {
+        if namespace["type"] != "network" {
+            namespace.as_object_mut().context("a namespace is no object")?.remove("path");
+        }
+    }
+    let mounts = spec["mounts"].as_array_mut().context("no mounts")?;
+    mounts.retain_mut(|mount| {
+        let shared = mount["type"] == "bind";
+        match mount["destination"].as_str() {
+            Some("/dev/shm") => *mount = json!({ "destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"] }),
+            Some("/tmp") => mount["source"] = json!(format!("{directory}/tmp")),
+            _ if shared => return false,
+            _ => {}
+        }
+        true
+    });
+    Ok(spec)
+}

@@ -1,0 +1,155 @@
+//! What this program does in the node, started there by itself: plain CRIU in a container's namespaces, and commands
+//! whose start is to be known exactly.
+//!
+//! CRIU runs through its own loader with its own libraries, all by descriptor, since the container's image need not
+//! have them.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{Pid, PidfdFlags, WaitIdStatus, pidfd_open};
+use serde::{Deserialize, Serialize};
+use woodfrog_sys::process::{HELPER_PIDS, Spawn};
+
+use crate::clock::now_us;
+
+const LOADER: &str =
+    if cfg!(target_arch = "aarch64") { "/lib/ld-linux-aarch64.so.1" } else { "/lib64/ld-linux-x86-64.so.2" };
+const LIBRARIES: &str =
+    if cfg!(target_arch = "aarch64") { "/usr/lib/aarch64-linux-gnu" } else { "/usr/lib/x86_64-linux-gnu" };
+const CRIU: &str = "/usr/sbin/criu";
+/// In the image directory: what the application's descriptors 0 to 2 were.
+const STDIO: &str = "stdio.json";
+
+/// When something was started, and when that command was over: microseconds of CLOCK_MONOTONIC.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Started {
+    pub(crate) started_us: u64,
+    pub(crate) done_us: u64,
+}
+
+/// Dumps the child of a container's PID 1, and ends it.
+pub(crate) fn dump(init: i32, images: &Path) -> Result<()> {
+    let children = fs::read_to_string(format!("/proc/{init}/task/{init}/children"))?;
+    let pid: i32 = children.trim().parse().with_context(|| format!("children of {init}: {children:?}"))?;
+    let mut stdio = BTreeMap::new();
+    for fd in 0..3 {
+        let target = fs::read_link(format!("/proc/{pid}/fd/{fd}"))?.to_string_lossy().into_owned();
+        if target.starts_with("pipe:") {
+            stdio.insert(fd, target);
+        }
+    }
+    fs::write(images.join(STDIO), serde_json::to_vec(&stdio)?)?;
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let field = |name: &str| -> Result<Vec<u32>> {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+        Ok(line.split_whitespace().map(str::parse).collect::<Result<_, _>>()?)
+    };
+    let inner = *field("NSpid:")?.last().with_context(|| format!("process {pid} is gone"))?;
+    let (uid, gid) = (field("Uid:")?[0], field("Gid:")?[0]);
+    let arguments = ["dump", "--tree", &inner.to_string(), "--file-locks", "--link-remap"];
+    // With its target's real ids CRIU may read the limits of its target without CAP_SYS_RESOURCE.
+    criu(init, images, Some((uid, gid)), &arguments, &[]).map(drop)
+}
+
+/// Restores what [`dump`] dumped into another container.
+pub(crate) fn restore(init: i32, images: &Path) -> Result<Started> {
+    let stdio: BTreeMap<i32, String> = serde_json::from_slice(&fs::read(images.join(STDIO))?)?;
+    let pipes = stdio
+        .into_iter()
+        .map(|(fd, key)| {
+            let path = format!("/proc/{init}/fd/{fd}");
+            let pipe = File::options().read(fd == 0).write(fd != 0).open(&path).with_context(|| path)?;
+            Ok((key, pipe))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    criu(init, images, None, &["restore", "--restore-detached"], &pipes)
+}
+
+/// Runs a command to its end, without input or output.
+pub(crate) fn run(command: &[String]) -> Result<Started> {
+    let mut process = Command::new(&command[0]);
+    process.args(&command[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let started_us = now_us();
+    let status = process.status().with_context(|| command[0].clone())?;
+    let done_us = now_us();
+    ensure!(status.success(), "{} failed: {status}", command.join(" "));
+    Ok(Started { started_us, done_us })
+}
+
+fn criu(
+    init: i32,
+    images: &Path,
+    ids: Option<(u32, u32)>,
+    arguments: &[&str],
+    inherit: &[(String, File)],
+) -> Result<Started> {
+    enter_cgroups(init)?;
+    let container = Pid::from_raw(init).context("PID 0")?;
+    let container = pidfd_open(container, PidfdFlags::empty()).with_context(|| format!("process {init}"))?;
+    let open = |path: &Path| File::open(path).with_context(|| path.display().to_string());
+    let (loader, program, null) = (open(LOADER.as_ref())?, open(CRIU.as_ref())?, open("/dev/null".as_ref())?);
+    let libraries = rustix::fs::open(LIBRARIES, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let directory = open(images)?;
+    let log = images.join(arguments[0]).with_extension("out");
+    let output = File::create(&log).with_context(|| log.display().to_string())?;
+
+    let mut spawn = Spawn::new(loader.as_fd(), [null.as_fd(), output.as_fd(), output.as_fd()]);
+    spawn.inside(container.as_fd(), HELPER_PIDS);
+    if let Some((uid, gid)) = ids {
+        spawn.real_ids(uid, gid);
+    }
+    let path = |number: i32| format!("/proc/self/fd/{number}");
+    let libraries = path(spawn.descriptor(libraries.as_fd()));
+    let program = path(spawn.descriptor(program.as_fd()));
+    let directory = path(spawn.descriptor(directory.as_fd()));
+    let mut vector = vec!["ld.so".to_owned(), "--library-path".into(), libraries, program];
+    vector.extend(arguments.iter().map(|argument| (*argument).to_owned()));
+    vector.extend(["--images-dir".into(), directory, "--manage-cgroups=ignore".into()]);
+    for (key, file) in inherit {
+        vector.extend(["--inherit-fd".into(), format!("fd[{}]:{key}", spawn.descriptor(file.as_fd()))]);
+    }
+    for argument in vector {
+        spawn.argument(CString::new(argument)?);
+    }
+    spawn.variable(c"PATH=/usr/sbin:/usr/bin:/sbin:/bin".into());
+
+    let started_us = now_us();
+    let status = spawn.start()?.wait()?;
+    let done_us = now_us();
+    if status.exit_status() != Some(0) {
+        bail!("criu {}: {}\n{}", arguments[0], end(&status), fs::read_to_string(&log)?);
+    }
+    Ok(Started { started_us, done_us })
+}
+
+fn end(status: &WaitIdStatus) -> String {
+    match (status.exit_status(), status.terminating_signal()) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        _ => "no status".into(),
+    }
+}
+
+/// Puts this process into the cgroups of another, in every hierarchy that is mounted.
+fn enter_cgroups(pid: i32) -> Result<()> {
+    for line in fs::read_to_string(format!("/proc/{pid}/cgroup"))?.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
+        let mounts: &[PathBuf] = &match controllers.strip_prefix("name=").unwrap_or(controllers) {
+            "" => ["unified", ""].map(|name| Path::new("/sys/fs/cgroup").join(name)),
+            name => [Path::new("/sys/fs/cgroup").join(name), PathBuf::new()],
+        };
+        let procs = mounts.iter().map(|mount| mount.join(path.trim_start_matches('/')).join("cgroup.procs"));
+        for file in procs.filter(|file| file.is_absolute() && file.exists()).take(1) {
+            fs::write(&file, "0").with_context(|| file.display().to_string())?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,219 @@
+//! What was measured: medians, as a table for people and as JSON for programs.
+
+use std::collections::BTreeMap;
+
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use serde_json::{Value as Json, json};
+
+use crate::clock::median;
+
+/// Something that is measured of an application. Times are in milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Metric {
+    /// CreateContainer to first answer, without a checkpoint, through containerd.
+    Cold,
+    /// `woodfrog freeze`, from the request to the image in the registry.
+    Freeze,
+    /// Bytes of the layers that a freeze adds, uncompressed.
+    ImageBytes,
+    /// The same, compressed.
+    CompressedBytes,
+    /// The agent's start of the thaw to first answer.
+    Thaw,
+    /// CreateContainer of the checkpoint image to first answer, through the shim.
+    Start,
+    /// Start of `criu restore` to first answer.
+    Criu,
+    /// Start of `runc restore` to first answer.
+    Runc,
+    /// CreateContainer of containerd's own checkpoint to first answer.
+    Containerd,
+    /// CreateContainer of the checkpoint image through the shim.
+    CreateCall,
+    /// StartContainer of the same: it returns when the application is thawed.
+    StartCall,
+    /// RunPodSandbox of containerd alone, with the look at the sandbox's address.
+    ContainerdSandbox,
+    /// CreateContainer of containerd alone, of the same image.
+    ContainerdCreate,
+    /// StartContainer of the same.
+    ContainerdStart,
+}
+
+impl Metric {
+    /// What the demo shows, and the keys of its JSON.
+    pub(crate) const DEMO: &[Self] = &[
+        Self::Cold,
+        Self::Freeze,
+        Self::ImageBytes,
+        Self::CompressedBytes,
+        Self::Thaw,
+        Self::Start,
+        Self::Criu,
+        Self::Runc,
+        Self::Containerd,
+    ];
+
+    /// What `woodfrog-bench start` shows.
+    pub(crate) const START: &[Self] = &[
+        Self::Start,
+        Self::Thaw,
+        Self::Criu,
+        Self::Runc,
+        Self::CreateCall,
+        Self::StartCall,
+        Self::ContainerdSandbox,
+        Self::ContainerdCreate,
+        Self::ContainerdStart,
+    ];
+
+    /// Key in JSON, and title of the column.
+    const fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Cold => ("cold_ms", "cold start"),
+            Self::Freeze => ("freeze_ms", "freeze"),
+            Self::ImageBytes => ("image_bytes", "image"),
+            Self::CompressedBytes => ("compressed_bytes", "compressed"),
+            Self::Thaw => ("thaw_ms", "thaw"),
+            Self::Start => ("start_ms", "start"),
+            Self::Criu => ("criu_ms", "criu"),
+            Self::Runc => ("runc_ms", "runc"),
+            Self::Containerd => ("containerd_ms", "containerd"),
+            Self::CreateCall => ("create_call_ms", "CreateContainer"),
+            Self::StartCall => ("start_call_ms", "StartContainer"),
+            Self::ContainerdSandbox => ("containerd_sandbox_ms", "containerd: sandbox"),
+            Self::ContainerdCreate => ("containerd_create_ms", "create"),
+            Self::ContainerdStart => ("containerd_start_ms", "start"),
+        }
+    }
+
+    const fn is_bytes(self) -> bool {
+        matches!(self, Self::ImageBytes | Self::CompressedBytes)
+    }
+}
+
+/// All that was measured of one application.
+#[derive(Clone, Debug)]
+pub(crate) struct Record {
+    application: String,
+    values: BTreeMap<Metric, Vec<f64>>,
+}
+
+impl Record {
+    /// Of this application, nothing yet.
+    pub(crate) fn new(application: &str) -> Self {
+        Self { application: application.to_owned(), values: BTreeMap::new() }
+    }
+
+    /// Adds values that were measured.
+    pub(crate) fn add(&mut self, values: Vec<(Metric, f64)>) {
+        for (metric, value) in values {
+            self.values.entry(metric).or_default().push(value);
+        }
+    }
+
+    /// The median of what was measured; none if it could not run.
+    pub(crate) fn median(&self, metric: Metric) -> Option<f64> {
+        self.values.get(&metric).and_then(|values| median(values))
+    }
+
+    fn ratio(&self, peer: Metric, ours: Metric) -> Option<f64> {
+        Some(self.median(peer)? / self.median(ours)?)
+    }
+
+    /// An object of medians, null where something could not run.
+    pub(crate) fn json(&self, metrics: &[Metric]) -> Json {
+        let mut object = json!({ "application": self.application });
+        for metric in metrics {
+            let value = self.median(*metric);
+            object[metric.names().0] = if metric.is_bytes() {
+                json!(value.map(|bytes| bytes as u64))
+            } else {
+                json!(value.map(|ms| (ms * 1e3).round() / 1e3))
+            };
+        }
+        object
+    }
+}
+
+/// The medians of each application.
+pub(crate) fn times(records: &[Record], metrics: &[Metric]) -> Table {
+    let mut table = table();
+    let titles = metrics.iter().map(|metric| metric.names().1);
+    table.set_header(["application"].into_iter().chain(titles).collect::<Vec<_>>());
+    for record in records {
+        let cells = metrics.iter().map(|metric| match record.median(*metric) {
+            None => "–".to_owned(),
+            Some(bytes) if metric.is_bytes() => format!("{:.1} MB", bytes / 1e6),
+            Some(ms) if ms >= 1000.0 => format!("{:.2} s", ms / 1e3),
+            Some(ms) => format!("{ms:.1} ms"),
+        });
+        table.add_row([record.application.clone()].into_iter().chain(cells).collect::<Vec<_>>());
+    }
+    right(&mut table);
+    table
+}
+
+/// How many times longer the others take than Woodfrog does.
+pub(crate) fn ratios(records: &[Record]) -> Table {
+    let columns = [
+        ("cold start ÷ start", Metric::Cold, Metric::Start),
+        ("containerd ÷ start", Metric::Containerd, Metric::Start),
+        ("runc ÷ start", Metric::Runc, Metric::Start),
+        ("runc ÷ thaw", Metric::Runc, Metric::Thaw),
+        ("criu ÷ thaw", Metric::Criu, Metric::Thaw),
+        ("image ÷ compressed", Metric::ImageBytes, Metric::CompressedBytes),
+    ];
+    let mut table = table();
+    table.set_header(["application"].into_iter().chain(columns.map(|column| column.0)).collect::<Vec<_>>());
+    for record in records {
+        let cells = columns
+            .map(|(_, peer, ours)| record.ratio(peer, ours).map_or("–".to_owned(), |r| format!("{r:.2}")));
+        table.add_row([record.application.clone()].into_iter().chain(cells).collect::<Vec<_>>());
+    }
+    right(&mut table);
+    table
+}
+
+/// An empty table in our style.
+pub(crate) fn table() -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Disabled);
+    table
+}
+
+/// Aligns all columns but the first to the right.
+pub(crate) fn right(table: &mut Table) {
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_has_medians_and_null_where_nothing_could_run() {
+        let mut record = Record::new("cpython");
+        for value in [3.0, 1.0, 2.0] {
+            record.add(vec![(Metric::Cold, value)]);
+        }
+        record.add(vec![(Metric::ImageBytes, 5e6)]);
+        let json = record.json(Metric::DEMO);
+        assert_eq!(json["application"], "cpython");
+        assert_eq!(json["cold_ms"], 2.0);
+        assert_eq!(json["image_bytes"], 5_000_000);
+        assert!(json["containerd_ms"].is_null());
+        assert_eq!(json.as_object().map(serde_json::Map::len), Some(10));
+    }
+
+    #[test]
+    fn a_ratio_needs_both_sides() {
+        let mut record = Record::new("cpython");
+        record.add(vec![(Metric::Runc, 300.0)]);
+        assert_eq!(record.ratio(Metric::Runc, Metric::Thaw), None);
+        record.add(vec![(Metric::Thaw, 100.0)]);
+        assert_eq!(record.ratio(Metric::Runc, Metric::Thaw), Some(3.0));
+    }
+}
