@@ -1,3 +1,20 @@
-//! The node agent: freezes and thaws containers, builds and pushes images.
+//! `node-agent`: the agent of a node, and the CRI shim.
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use node_agent::args::Cli;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    node_agent::telemetry::init(cli.log_json);
+    match node_agent::run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            tracing::error!("{e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -15,6 +15,7 @@ pub mod images;
 mod loader;
 mod log;
 mod options;
+mod probe;
 mod restore;
 mod rpc;
 mod toolchain;

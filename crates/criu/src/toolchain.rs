@@ -58,6 +58,14 @@ pub enum ToolchainError {
         /// What the ELF parser said.
         reason: String,
     },
+    /// It does not work on this kernel.
+    #[error("`{command}` failed: {said}")]
+    Unusable {
+        /// What was run.
+        command: String,
+        /// What it printed.
+        said: String,
+    },
     /// The loader does not find all libraries.
     #[error("{loader} cannot load {path}: {reason}; are CRIU's libraries installed?")]
     Libraries {

@@ -72,12 +72,12 @@ pub struct LayOutReport {
 }
 
 /// Lays `archive` out in `directory`, at most `cap` bytes with [headers counted](crate::VolumeSource::cap).
-pub fn lay_out(archive: impl Read, directory: BorrowedFd<'_>, cap: u64) -> Result<LayOutReport, LayOutError> {
+pub fn lay_out(archive: impl Read, directory: impl AsFd, cap: u64) -> Result<LayOutReport, LayOutError> {
     // A little more than the cap, for the blocks at the end; what is longer ends in an error below.
     let limited = archive.take(cap.saturating_add(1 << 16));
     let mut tar = tar::Archive::new(limited);
     let mut volume =
-        Volume { root: directory, cap, left: cap, directories: Vec::new(), report: LayOutReport::default() };
+        Volume { root: directory.as_fd(), cap, left: cap, directories: Vec::new(), report: LayOutReport::default() };
     for entry in tar.entries().map_err(LayOutError::Archive)? {
         volume.entry(entry.map_err(LayOutError::Archive)?)?;
     }

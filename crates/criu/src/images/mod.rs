@@ -44,7 +44,7 @@ pub use name::ImageName;
 pub use rewrite::Rewrite;
 pub use strict::decode;
 pub use summary::{MemoryByKind, OpenFile, Socket, SocketState};
-pub use task::{Task, TaskState, Thread};
+pub use task::{Body, Task, TaskState, Thread};
 
 /// Bytes of a memory page in CRIU's page files on the architectures that are supported.
 pub const PAGE_SIZE: u64 = 4096;

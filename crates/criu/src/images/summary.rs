@@ -118,7 +118,7 @@ impl Checkpoint {
             let regular = tty.regf_id.and_then(|id| self.files.get(&id)?.reg.as_ref());
             return regular.map_or_else(String::new, |reg| reg.name.clone());
         }
-        FileType::try_from(file.r#type).unwrap_or(FileType::Undefined).name().into()
+        file.kind().name().into()
     }
 
     /// Memory of a process by kind.

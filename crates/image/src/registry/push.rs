@@ -93,8 +93,12 @@ impl Registry {
             let mut seen = std::collections::BTreeSet::new();
             image.layers.iter().filter(|layer| seen.insert(layer.digest().to_string())).collect()
         };
-        let mut blobs: Vec<(String, BlobOutcome, u64)> = futures::stream::iter(unique)
-            .map(|layer| push.blob(layer))
+        // Made one by one: rustc cannot tell that a closure in the stream would be general over lifetimes.
+        let mut pushes = Vec::new();
+        for layer in unique {
+            pushes.push(push.blob(layer));
+        }
+        let mut blobs: Vec<(String, BlobOutcome, u64)> = futures::stream::iter(pushes)
             .buffered(self.options.uploads.max(1))
             .try_collect()
             .await?;

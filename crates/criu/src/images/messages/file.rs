@@ -123,6 +123,11 @@ pub struct File {
 }
 
 impl File {
+    /// Its type.
+    pub fn kind(&self) -> FileType {
+        FileType::try_from(self.r#type).unwrap_or(FileType::Undefined)
+    }
+
     /// Exactly the member that the type asks for is set, and its own id, where it has one, is the entry's.
     pub(crate) fn is_consistent(&self) -> bool {
         let members = [

@@ -1,0 +1,71 @@
+//! The command line of the agent and of the shim.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use woodfrog_protocol::paths;
+
+/// Freezes and thaws the containers of a node.
+#[derive(Debug, Parser)]
+#[command(version, after_help = "\
+Examples:
+  node-agent run                    the agent, as the DaemonSet runs it
+  node-agent cri-shim               the shim, as a host service; kubelet's --container-runtime-endpoint is
+                                    then unix:///run/woodfrog/cri.sock")]
+pub struct Cli {
+    /// What to run.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Log as JSON, one object a line.
+    #[arg(long, global = true, env = "WOODFROG_LOG_JSON")]
+    pub log_json: bool,
+}
+
+/// What the binary can be.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// The agent of a node.
+    Run(RunArgs),
+    /// The CRI shim between kubelet and the container runtime.
+    CriShim(ShimArgs),
+}
+
+/// Options of the agent.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// containerd's socket.
+    #[arg(long, env = "WOODFROG_CONTAINERD", default_value = "/run/containerd/containerd.sock")]
+    pub containerd: PathBuf,
+    /// Socket for the shim and the command.
+    #[arg(long, env = "WOODFROG_AGENT_SOCKET", default_value = paths::AGENT_SOCKET)]
+    pub socket: PathBuf,
+    /// Parent of the control directories.
+    #[arg(long, default_value = paths::CONTAINERS_DIR)]
+    pub containers_dir: PathBuf,
+    /// Directory for dumps and images under construction.
+    #[arg(long, default_value = paths::STATE_DIR)]
+    pub state_dir: PathBuf,
+    /// The CRIU program.
+    #[arg(long, env = "WOODFROG_CRIU", default_value = "/usr/sbin/criu")]
+    pub criu: PathBuf,
+}
+
+/// Options of the shim.
+#[derive(Debug, Args)]
+pub struct ShimArgs {
+    /// Socket that kubelet is pointed at.
+    #[arg(long, default_value = paths::CRI_SOCKET)]
+    pub listen: PathBuf,
+    /// The container runtime's socket.
+    #[arg(long, env = "WOODFROG_RUNTIME", default_value = "/run/containerd/containerd.sock")]
+    pub runtime: PathBuf,
+    /// The agent's socket.
+    #[arg(long, env = "WOODFROG_AGENT_SOCKET", default_value = paths::AGENT_SOCKET)]
+    pub agent_socket: PathBuf,
+    /// Parent of the control directories.
+    #[arg(long, default_value = paths::CONTAINERS_DIR)]
+    pub containers_dir: PathBuf,
+    /// The static init; default: `woodfrog-init` beside this binary.
+    #[arg(long)]
+    pub init: Option<PathBuf>,
+}

@@ -1,0 +1,193 @@
+//! A managed container, as the agent keeps it from its creation to its removal.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::info;
+use woodfrog_protocol::agent::{LogLine, Outcome, Phase};
+use woodfrog_protocol::paths;
+
+use super::runtime::ContainerInfo;
+
+/// How many log lines are kept for a container.
+const LOG_LINES: usize = 200;
+
+/// Where a container is in its life.
+///
+/// ```text
+///   Created ──hello──► Waiting ──lease──► Thawing ──done──► Thawed ─┐
+///      │                  │                  │                      ├─► Exited
+///      └──── cold ────────┴──────────────────┴──────────► Cold ─────┘
+///                                          (Freezing is Cold or Thawed with a dump under way)
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phasing {
+    /// Its init has not been heard of.
+    Created,
+    /// Its init waits for a thaw.
+    Waiting,
+    /// A thaw is under way.
+    Thawing,
+    /// Its application was restored.
+    Thawed,
+    /// Its application was started from the command.
+    Cold,
+    /// Its application has ended.
+    Exited,
+}
+
+impl Phasing {
+    /// The word for people.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Waiting => "waiting",
+            Self::Thawing => "thawing",
+            Self::Thawed => "thawed",
+            Self::Cold => "cold",
+            Self::Exited => "exited",
+        }
+    }
+}
+
+/// What is known of a container's life so far.
+#[derive(Clone, Debug)]
+pub struct Life {
+    /// Where it is.
+    pub phasing: Phasing,
+    /// PID of its init on the host, 0 before it said hello.
+    pub init: i32,
+    /// PID of its application inside the container, 0 if none runs.
+    pub application: i32,
+    /// Why it started cold although it was to be thawed.
+    pub reason: String,
+    /// See [`woodfrog_protocol::init::Done::generation`].
+    pub generation: u64,
+    /// A dump is under way.
+    pub freezing: bool,
+    /// Phases of its thaw.
+    pub thaw_phases: Vec<Phase>,
+    /// When its thaw began and ended, microseconds of CLOCK_MONOTONIC.
+    pub thaw_us: (u64, u64),
+}
+
+impl Life {
+    /// How it came to life, once that is known.
+    pub fn outcome(&self) -> Option<Outcome> {
+        match self.phasing {
+            Phasing::Thawed => Some(Outcome::Thawed),
+            Phasing::Cold | Phasing::Exited => Some(Outcome::Cold),
+            _ => None,
+        }
+    }
+}
+
+/// What others ask the keeper of the init's connection to do.
+#[derive(Debug)]
+pub enum Order {
+    /// Begin a dump; answered when the init holds back signals.
+    BeginDump(oneshot::Sender<Result<(), String>>),
+    /// The dump is over.
+    EndDump,
+    /// Kill the application; the init exits with 0.
+    Stop,
+}
+
+/// A managed container.
+#[derive(Debug)]
+pub struct Container {
+    /// Name of its control directory.
+    pub token: String,
+    /// Its control directory.
+    pub dir: PathBuf,
+    /// What the runtime knows of it.
+    pub info: ContainerInfo,
+    /// Whether its image is a checkpoint image.
+    pub checkpoint_image: bool,
+    life: watch::Sender<Life>,
+    log: Mutex<VecDeque<LogLine>>,
+    orders: mpsc::Sender<Order>,
+}
+
+impl Container {
+    /// A container whose init has not been heard of, and the receiving end of its orders.
+    pub fn new(
+        containers_dir: &Path,
+        token: &str,
+        info: ContainerInfo,
+        checkpoint_image: bool,
+    ) -> (Self, mpsc::Receiver<Order>) {
+        let (orders, receiver) = mpsc::channel(4);
+        let life = Life {
+            phasing: Phasing::Created,
+            init: 0,
+            application: 0,
+            reason: String::new(),
+            generation: 0,
+            freezing: false,
+            thaw_phases: Vec::new(),
+            thaw_us: (0, 0),
+        };
+        let container = Self {
+            token: token.into(),
+            dir: containers_dir.join(token),
+            info,
+            checkpoint_image,
+            life: watch::Sender::new(life),
+            log: Mutex::default(),
+            orders,
+        };
+        (container, receiver)
+    }
+
+    /// Path of a file in its control directory, see [`paths`].
+    pub fn control(&self, file: &str) -> PathBuf {
+        debug_assert!([paths::INIT_SOCKET, paths::API_SOCKET, paths::RESTORE_JSON].contains(&file));
+        self.dir.join(file)
+    }
+
+    /// What is known of it now.
+    pub fn life(&self) -> Life {
+        self.life.borrow().clone()
+    }
+
+    /// Changes what is known of it.
+    pub fn update(&self, change: impl FnOnce(&mut Life)) {
+        self.life.send_modify(change);
+    }
+
+    /// Waits until it is known how the container came to life.
+    pub async fn started(&self) -> Life {
+        let mut receiver = self.life.subscribe();
+        // The sender lives as long as `self`, so waiting cannot fail.
+        match receiver.wait_for(|life| life.outcome().is_some()).await {
+            Ok(life) => life.clone(),
+            Err(_) => self.life(),
+        }
+    }
+
+    /// Gives an order to the keeper of the init's connection; an error if there is no connection.
+    pub fn order(&self, order: Order) -> Result<(), String> {
+        self.orders.try_send(order).map_err(|_| format!("{} has no connection to its init", self.info.display()))
+    }
+
+    /// Notes a sentence for `woodfrog logs` and the agent's own log.
+    pub fn note(&self, message: impl Into<String>) {
+        let message = message.into();
+        info!(container = %self.info.display(), id = %self.info.id, "{message}");
+        let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+        let mut log = self.log.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if log.len() == LOG_LINES {
+            log.pop_front();
+        }
+        log.push_back(LogLine { unix_ms, message });
+    }
+
+    /// What was noted, oldest first.
+    pub fn log(&self) -> Vec<LogLine> {
+        self.log.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).iter().cloned().collect()
+    }
+}

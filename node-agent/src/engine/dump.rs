@@ -1,0 +1,254 @@
+//! One container's part of a freeze: CRIU writes its tree, and everything else of its state is read meanwhile.
+//!
+//! ```text
+//!   this container     CRIU dumps ─► tasks held ─► arrived ─┐          ┌─► diff, volumes ─► finish ─► run on
+//!   the other ones     CRIU dumps ─► tasks held ─► arrived ─┤ all held ├─► …
+//!   one fails                                      ─────────┘   or not └─► refuse ─► run on
+//! ```
+//!
+//! The root file system and volumes are read while the tasks are held, for CRIU compares sizes of open files when it
+//! restores.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{Pid, PidfdFlags};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{JoinHandle, spawn_blocking};
+use woodfrog_criu::{Connections as CriuConnections, CriuError, DumpOptions, Setup, Toolchain, Worker};
+use woodfrog_image::{
+    BaseImage, BlobStore, BuildError, BuiltImage, CheckpointRecord, DiffOptions, ImageBuilder,
+    VolumeSource,
+};
+use woodfrog_protocol::agent::{Connections, Phase};
+
+use super::freeze::FreezeError;
+use super::phases::Stopwatch;
+use super::runtime::Layers;
+use super::tree::Tree;
+use super::volumes::{self, Volume};
+use super::{container::Container, preflight};
+
+/// What a container that arrives at "held" waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// Others are not held yet.
+    Closed,
+    /// All are held.
+    Open,
+    /// One has failed: everybody runs on.
+    Abandoned,
+}
+
+/// A container that is about to be dumped.
+pub struct Job {
+    /// The container.
+    pub container: Arc<Container>,
+    /// Its process tree, as the preflight saw it.
+    pub tree: Tree,
+    /// Directory for this dump, on a disk.
+    pub dir: PathBuf,
+    /// Where blobs of this freeze go.
+    pub store: Arc<BlobStore>,
+    /// Where its root file system lies.
+    pub layers: Layers,
+    /// The image that it was made from.
+    pub base: BaseImage,
+    /// What is known of the checkpoint before the dump.
+    pub record: CheckpointRecord,
+    /// What is to become of connections.
+    pub connections: Connections,
+}
+
+/// What a dump has come to.
+pub struct Dumped {
+    /// Builds the image; [`Build::finish`] reads the memory.
+    pub build: Build,
+    /// How long the tasks were held, in milliseconds.
+    pub standstill_ms: f64,
+    /// How long each phase took.
+    pub phases: Vec<Phase>,
+}
+
+/// Dumps a container. `arrived` hears when its tasks are held; `gate` says how it goes on.
+///
+/// # Errors
+/// The dump failed or was abandoned. The application runs on in any case.
+pub async fn dump(
+    criu: Arc<Toolchain>,
+    job: Job,
+    arrived: mpsc::Sender<()>,
+    mut gate: watch::Receiver<Gate>,
+) -> Result<Dumped, FreezeError> {
+    let mut watch = Stopwatch::start();
+    let name = job.container.info.display();
+    let criu_failed = |source: CriuError| FreezeError::Dump { container: name.clone(), source };
+    let (worker, images) = worker(criu, &job).await?;
+    watch.lap("worker");
+
+    let held = Instant::now();
+    let options = DumpOptions {
+        connections: match job.connections {
+            Connections::Refuse => CriuConnections::Refuse,
+            Connections::Close => CriuConnections::Close,
+            Connections::Keep => CriuConnections::Keep,
+        },
+        ghost_limit: preflight::GHOST_LIMIT,
+        ..DumpOptions::new(job.tree.processes.first().map_or(0, |root| root.inner_pid))
+    };
+    let mut dump = worker.dump(images, &options).await.map_err(criu_failed)?;
+    dump.written().await.map_err(criu_failed)?;
+    watch.lap("dump");
+
+    // Whoever counts arrivals may have given up: then the gate says so.
+    let _ = arrived.send(()).await;
+    let opened = gate.wait_for(|gate| *gate != Gate::Closed).await.map_or(Gate::Abandoned, |gate| *gate);
+    if opened != Gate::Open {
+        dump.refuse().await.map_err(criu_failed)?;
+        return Err(FreezeError::Abandoned { container: name });
+    }
+    watch.lap("wait");
+    let build = Build::start(job);
+    let captured = build.captured().await;
+    let build = match captured {
+        Ok(build) => build,
+        Err(e) => {
+            dump.refuse().await.map_err(criu_failed)?;
+            return Err(e);
+        }
+    };
+    watch.lap("files");
+    dump.finish().await.map_err(criu_failed)?;
+    let standstill_ms = held.elapsed().as_secs_f64() * 1e3;
+    watch.lap("resume");
+    Ok(Dumped { build, standstill_ms, phases: watch.phases() })
+}
+
+async fn worker(
+    criu: Arc<Toolchain>,
+    job: &Job,
+) -> Result<(Worker, woodfrog_criu::Given), FreezeError> {
+    let failed = |source: std::io::Error| FreezeError::Directory { path: job.dir.clone(), source };
+    let open = |name: &str| {
+        let path = job.dir.join(name);
+        std::fs::create_dir_all(&path)?;
+        Ok(rustix::fs::open(&path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+    };
+    let life = job.container.life();
+    let init = Pid::from_raw(life.init)
+        .ok_or(rustix::io::Errno::SRCH)
+        .and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()))
+        .map_err(|e| failed(e.into()))?;
+    let mut setup = Setup::new(open("work").map_err(failed)?).container(Arc::new(init)).avoid_breakpoints();
+    if !woodfrog_criu::can_override_resource_limits()
+        && let Some((uid, gid)) = job.tree.processes.first().map(|root| root.ids)
+    {
+        setup = setup.real_ids(uid, gid);
+    }
+    let images = setup.give(open("images").map_err(failed)?);
+    let worker = Worker::spawn(criu, setup).await.map_err(|source| FreezeError::Worker {
+        container: job.container.info.display(),
+        source,
+    })?;
+    Ok((worker, images))
+}
+
+/// The image under construction, on a thread of its own: first what must be read while the tasks are held, then the rest.
+pub struct Build {
+    captured: Option<oneshot::Receiver<Result<(), FreezeError>>>,
+    go_on: oneshot::Sender<Progress>,
+    done: JoinHandle<Result<Built, FreezeError>>,
+}
+
+/// Told how many bytes of memory have been read.
+pub type Progress = Arc<dyn Fn(u64) + Send + Sync>;
+
+/// An image that is built.
+pub struct Built {
+    /// It.
+    pub image: BuiltImage,
+    /// What its maker should know.
+    pub warnings: Vec<String>,
+}
+
+impl Build {
+    fn start(job: Job) -> Self {
+        let (captured, receiver) = oneshot::channel();
+        let (go_on, wait) = oneshot::channel::<Progress>();
+        let done = spawn_blocking(move || {
+            let name = job.container.info.display();
+            let failed = |source| FreezeError::Build { container: name.clone(), source };
+            let mut warnings = Vec::new();
+            let init = job.container.life().init;
+            let mut builder = ImageBuilder::new(&job.store, job.base, job.record);
+            let files = capture(&mut builder, &job.container, &job.layers, init, &mut warnings);
+            let whole = files.is_ok();
+            let _ = captured.send(files);
+            // Neither word comes if the freeze is abandoned.
+            let (true, Ok(progress)) = (whole, wait.blocking_recv()) else {
+                return Err(FreezeError::Abandoned { container: name.clone() });
+            };
+            builder = builder.on_memory(progress);
+            builder.checkpoint_directory(&job.dir.join("images")).map_err(failed)?;
+            let image = builder.finish().map_err(failed)?;
+            Ok(Built { image, warnings })
+        });
+        Self { captured: Some(receiver), go_on, done }
+    }
+
+    /// Waits until everything is read that must be read while the tasks are held.
+    async fn captured(mut self) -> Result<Self, FreezeError> {
+        if let Some(receiver) = self.captured.take() {
+            receiver.await.map_err(|_| FreezeError::Panic)??;
+        }
+        Ok(self)
+    }
+
+    /// Compresses the memory and finishes the image.
+    ///
+    /// # Errors
+    /// A file cannot be read or written.
+    pub async fn finish(self, progress: Progress) -> Result<Built, FreezeError> {
+        let _ = self.go_on.send(progress);
+        self.done.await.map_err(|_| FreezeError::Panic)?
+    }
+}
+
+fn capture(
+    builder: &mut ImageBuilder<'_>,
+    container: &Container,
+    layers: &Layers,
+    init: i32,
+    warnings: &mut Vec<String>,
+) -> Result<(), FreezeError> {
+    let name = || container.info.display();
+    let failed = |source: BuildError| FreezeError::Build { container: name(), source };
+    let upper = open_dir(&layers.upper)
+        .map_err(|source| FreezeError::Directory { path: layers.upper.clone(), source })?;
+    let options =
+        DiffOptions { mount_points: volumes::mount_points(&container.info), ..DiffOptions::default() };
+    let report = builder.rootfs_diff(std::os::fd::AsFd::as_fd(&upper), &options).map_err(failed)?;
+    warnings.extend(report.skipped.iter().map(|s| format!("{} is left out: {:?}", s.path.display(), s.reason)));
+    for Volume { path, kind } in volumes::carried(&container.info) {
+        let directory = volumes::open(init, &path)
+            .map_err(|source| FreezeError::Directory { path: path.clone(), source })?;
+        let source = VolumeSource {
+            mount_path: &path.to_string_lossy(),
+            kind,
+            directory: std::os::fd::AsFd::as_fd(&directory),
+            cap: volumes::MAX_BYTES,
+        };
+        let report = builder.volume(&source).map_err(failed)?;
+        let at = |file: &Path| path.join(file).display().to_string();
+        warnings.extend(report.skipped.iter().map(|s| format!("{} is left out: {:?}", at(&s.path), s.reason)));
+    }
+    Ok(())
+}
+
+fn open_dir(path: &Path) -> std::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?)
+}

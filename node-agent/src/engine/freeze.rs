@@ -1,0 +1,529 @@
+//! A freeze: containers become images, all of them as of one moment, and run on.
+//!
+//! ```text
+//!   preflight   every reason against it, of every container                        ─┐
+//!   hooks       before the checkpoint                                               │ any failure, or the end of
+//!   hold        the inits hold back signals                                         │ the agent: CRIU lets the tasks
+//!   dump        each container's tasks are held until all are (see `dump`)          │ go, the inits deliver the
+//!   resume      the tasks run, signals are delivered                               ─┘ signals, no image is left
+//!   hooks       after, for the applications that run on
+//!   build       layers are compressed
+//!   push        to the registry
+//!   stop        if that was asked for, and only now that the images are safe
+//! ```
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use futures::future::try_join_all;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use woodfrog_criu::{CriuError, WorkerError};
+use woodfrog_image::{
+    BaseError, BaseImage, BlobOutcome, BlobStore, BuildError, CheckpointRecord, Listener, Process,
+    PushProgress, Source, Stdio, StoreError,
+};
+use woodfrog_protocol::agent::{
+    Connections, Finding, FreezeRequest, Frozen, FrozenImage, Progress, response,
+};
+
+use super::container::{Container, Order, Phasing};
+use super::dump::{self, Dumped, Gate, Job};
+use super::hooks::{self, HookError};
+use super::phases::Stopwatch;
+use super::publish::{Destination, PublishError};
+use super::runtime::{ImageSource, RuntimeError};
+use super::tree::{self, Tree};
+use super::{Engine, netns, preflight, restore_json};
+
+/// Why a freeze failed. The applications run on.
+#[derive(Debug, thiserror::Error)]
+pub enum FreezeError {
+    /// It could not work.
+    #[error("{container} cannot be frozen: {}", .findings.iter().map(|f| f.message.as_str()).collect::<Vec<_>>().join("; "))]
+    Preflight {
+        /// The container.
+        container: String,
+        /// All reasons.
+        findings: Vec<Finding>,
+    },
+    /// It is being frozen already.
+    #[error("{0} is being frozen already")]
+    Busy(String),
+    /// No target, or one container twice.
+    #[error("{0}")]
+    Request(String),
+    /// The destination.
+    #[error("image {image}: {source}")]
+    Publish {
+        /// Its reference.
+        image: String,
+        /// What is wrong.
+        source: PublishError,
+    },
+    /// A hook before the checkpoint.
+    #[error("{container}: before the checkpoint: {source}")]
+    Hook {
+        /// The container.
+        container: String,
+        /// What is wrong.
+        source: HookError,
+    },
+    /// The container's init.
+    #[error("{container}: {message}")]
+    Init {
+        /// The container.
+        container: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// The runtime.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// The base image.
+    #[error("{container}: {source}")]
+    Base {
+        /// The container.
+        container: String,
+        /// What is wrong.
+        source: BaseError,
+    },
+    /// CRIU did not start.
+    #[error("{container}: {source}")]
+    Worker {
+        /// The container.
+        container: String,
+        /// What is wrong.
+        source: WorkerError,
+    },
+    /// CRIU failed.
+    #[error("{container}: {source}")]
+    Dump {
+        /// The container.
+        container: String,
+        /// What is wrong.
+        source: CriuError,
+    },
+    /// Another container of the same freeze failed.
+    #[error("{container} runs on, since another container could not be frozen")]
+    Abandoned {
+        /// The container.
+        container: String,
+    },
+    /// A directory cannot be used.
+    #[error("cannot use {path}: {source}")]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// The kernel's word.
+        source: io::Error,
+    },
+    /// The blob store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The image.
+    #[error("{container}: {source}")]
+    Build {
+        /// The container.
+        container: String,
+        /// What is wrong.
+        source: BuildError,
+    },
+    /// A bug.
+    #[error("the agent failed inside: its log has the backtrace")]
+    Panic,
+}
+
+impl FreezeError {
+    /// One of a bounded set of words, for metrics and Events.
+    pub fn category(&self) -> &'static str {
+        match self {
+            Self::Preflight { .. } => "preflight",
+            Self::Busy(_) => "busy",
+            Self::Request(_) => "request",
+            Self::Publish { source, .. } => source.category(),
+            Self::Hook { .. } => "hook",
+            Self::Init { .. } => "init",
+            Self::Runtime(_) => "runtime",
+            Self::Base { .. } => "base_image",
+            Self::Worker { .. } => "criu",
+            Self::Dump { source, .. } => source.category(),
+            Self::Abandoned { .. } => "abandoned",
+            Self::Directory { .. } | Self::Store(_) => "storage",
+            Self::Build { .. } => "image",
+            Self::Panic => "internal",
+        }
+    }
+
+    /// More, a line each: advice of the preflight, CRIU's own lines.
+    pub fn details(&self) -> Vec<String> {
+        match self {
+            Self::Preflight { findings, .. } => {
+                findings.iter().map(|f| format!("{}: {}", f.message, f.advice)).collect()
+            }
+            Self::Dump { source, .. } => source.failure().map(|f| f.lines.clone()).unwrap_or_default(),
+            _ => causes(self),
+        }
+    }
+}
+
+/// What lies behind an error, a line each.
+fn causes(error: &dyn std::error::Error) -> Vec<String> {
+    std::iter::successors(error.source(), |e| e.source()).map(ToString::to_string).collect()
+}
+
+/// Everything that would make a freeze of the container fail, or its process tree.
+///
+/// # Errors
+/// The findings.
+pub fn preflight(container: &Container, connections: Connections) -> Result<Tree, Vec<Finding>> {
+    let mut findings = preflight::container(&container.info);
+    let life = container.life();
+    let tree = match life.phasing {
+        Phasing::Cold | Phasing::Thawed => tree::read(life.init, life.application).map_err(|e| e.to_string()),
+        other => Err(format!("its state is {:?}", other.as_str())),
+    };
+    match tree {
+        Ok(tree) => {
+            findings.extend(preflight::application(&tree, connections));
+            if findings.is_empty() {
+                return Ok(tree);
+            }
+        }
+        Err(why) => findings.push(Finding {
+            category: "not_running".into(),
+            message: format!("its application does not run: {why}"),
+            advice: "wait until it has started; `woodfrog ps` shows its state".into(),
+        }),
+    }
+    Err(findings)
+}
+
+/// Freezes containers together; see the module's documentation.
+///
+/// # Errors
+/// The first failure. All applications run on.
+pub async fn freeze(
+    engine: &Engine,
+    containers: &[Arc<Container>],
+    request: &FreezeRequest,
+    progress: &mpsc::Sender<response::Kind>,
+) -> Result<Frozen, FreezeError> {
+    let began = Instant::now();
+    let connections = Connections::try_from(request.connections).unwrap_or(Connections::Refuse);
+    let destinations = destinations(engine, containers, request)?;
+    let mut trees = Vec::new();
+    for container in containers {
+        trees.push(preflight(container, connections).map_err(|findings| FreezeError::Preflight {
+            container: container.info.display(),
+            findings,
+        })?);
+    }
+    let _busy = containers.iter().map(Busy::begin).collect::<Result<Vec<_>, _>>()?;
+    before_hooks(engine, containers, request).await?;
+
+    let work = tempfile::tempdir_in(&engine.dirs.freezes)
+        .map_err(|source| FreezeError::Directory { path: engine.dirs.freezes.clone(), source })?;
+    let store = Arc::new(BlobStore::open(work.path().join("blobs"))?);
+    let mut jobs = Vec::new();
+    let mut bases = Vec::new();
+    for (number, (container, tree)) in containers.iter().zip(trees).enumerate() {
+        let dir = work.path().join(number.to_string());
+        let (job, base) = job(engine, container, tree, &dir, &store, request).await?;
+        jobs.push(job);
+        bases.push(base);
+    }
+    let dumped = dump_together(engine, jobs, progress, request).await?;
+    if !request.stop {
+        for container in containers {
+            hooks::after_restore(&*engine.runtime, container, &request.after_restore).await;
+        }
+    }
+    let finishing = dumped.into_iter().zip(destinations).zip(bases).enumerate().map(
+        |(number, ((dumped, destination), base))| {
+            let name = request.targets[number].container.clone();
+            finish(engine, name, dumped, destination, base, store.clone(), progress)
+        },
+    );
+    let images = try_join_all(finishing).await?;
+    for (container, image) in containers.iter().zip(&images) {
+        container.note(format!(
+            "frozen into {} ({}), {} bytes of memory, {:.0} ms standstill",
+            image.image, image.digest, image.memory_bytes, image.standstill_ms
+        ));
+        if request.stop {
+            let name = container.info.display();
+            container.order(Order::Stop).map_err(|message| FreezeError::Init { container: name, message })?;
+        }
+    }
+    Ok(Frozen { images, total_ms: began.elapsed().as_secs_f64() * 1e3 })
+}
+
+fn destinations(
+    engine: &Engine,
+    containers: &[Arc<Container>],
+    request: &FreezeRequest,
+) -> Result<Vec<Destination>, FreezeError> {
+    if containers.is_empty() {
+        return Err(FreezeError::Request("no container to freeze".into()));
+    }
+    for (number, container) in containers.iter().enumerate() {
+        if containers[..number].iter().any(|other| Arc::ptr_eq(other, container)) {
+            return Err(FreezeError::Request(format!("{} is named twice", container.info.display())));
+        }
+    }
+    let mut destinations = Vec::new();
+    for target in &request.targets {
+        let destination = Destination {
+            reference: target.image.clone(),
+            plain_http: request.plain_http.clone(),
+            docker_config: request.docker_config.clone(),
+        };
+        engine
+            .publisher
+            .check(&destination)
+            .map_err(|source| FreezeError::Publish { image: target.image.clone(), source })?;
+        destinations.push(destination);
+    }
+    Ok(destinations)
+}
+
+async fn before_hooks(
+    engine: &Engine,
+    containers: &[Arc<Container>],
+    request: &FreezeRequest,
+) -> Result<(), FreezeError> {
+    for container in containers {
+        for hook in &request.before_checkpoint {
+            hooks::run(&*engine.runtime, &container.info.id, container.life().init, hook).await.map_err(
+                |source| FreezeError::Hook { container: container.info.display(), source },
+            )?;
+        }
+    }
+    Ok(())
+}
+
+async fn job(
+    engine: &Engine,
+    container: &Arc<Container>,
+    tree: Tree,
+    dir: &Path,
+    store: &Arc<BlobStore>,
+    request: &FreezeRequest,
+) -> Result<(Job, String), FreezeError> {
+    let id = &container.info.id;
+    let (layers, source) = tokio::try_join!(engine.runtime.layers(id), engine.runtime.image(id))?;
+    let base = BaseImage::new(&source.manifest, &source.config)
+        .map_err(|source| FreezeError::Base { container: container.info.display(), source })?;
+    let record = record(engine, container, &tree, &source, request)
+        .map_err(|source| FreezeError::Directory { path: "/proc".into(), source })?;
+    let job = Job {
+        container: container.clone(),
+        tree,
+        dir: dir.to_owned(),
+        store: store.clone(),
+        layers,
+        base,
+        record,
+        connections: Connections::try_from(request.connections).unwrap_or(Connections::Refuse),
+    };
+    Ok((job, source.reference))
+}
+
+/// What is known of a checkpoint before its dump.
+fn record(
+    engine: &Engine,
+    container: &Container,
+    tree: &Tree,
+    source: &ImageSource,
+    request: &FreezeRequest,
+) -> io::Result<CheckpointRecord> {
+    let life = container.life();
+    let stdio = (0..=2).filter_map(|fd| {
+        let target = std::fs::read_link(format!("/proc/{}/fd/{fd}", life.init)).ok()?;
+        let key = target.to_str().filter(|t| t.starts_with("pipe:["))?.to_owned();
+        Some(Stdio { fd, key })
+    });
+    let processes = tree.processes.iter();
+    let environment = restore_json::environment(life.init)?;
+    Ok(CheckpointRecord {
+        source: Source {
+            container: container.info.name.clone(),
+            namespace: container.info.namespace.clone(),
+            pod: container.info.pod.clone(),
+            image: container.info.image.clone(),
+            image_digest: source.digest.clone(),
+        },
+        created: whole_seconds(SystemTime::now()),
+        generation: life.generation,
+        compatibility: engine.node.clone(),
+        environment: environment.into_iter().map(|(name, value)| format!("{name}={value}")).collect(),
+        stdio: stdio.collect(),
+        processes: processes.map(|p| Process { pid: p.inner_pid as u32, name: p.name.clone() }).collect(),
+        listeners: tree
+            .listeners
+            .iter()
+            .map(|address| Listener { protocol: "tcp".into(), address: address.to_string() })
+            .collect(),
+        after_restore: request.after_restore.iter().map(hooks::recorded).collect(),
+        pod_addresses: netns::addresses(life.init)?,
+        files: Vec::new(),
+        memory: Vec::new(),
+        volumes: Vec::new(),
+    })
+}
+
+fn whole_seconds(time: SystemTime) -> SystemTime {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    SystemTime::UNIX_EPOCH + Duration::from_secs(since.as_secs())
+}
+
+async fn dump_together(
+    engine: &Engine,
+    jobs: Vec<Job>,
+    progress: &mpsc::Sender<response::Kind>,
+    request: &FreezeRequest,
+) -> Result<Vec<Dumped>, FreezeError> {
+    let count = jobs.len();
+    let mut holds = Vec::new();
+    for job in &jobs {
+        holds.push(Hold::begin(&job.container).await?);
+    }
+    let (gate, opened) = watch::channel(Gate::Closed);
+    let (arrived, mut arrivals) = mpsc::channel(count);
+    let mut dumps = JoinSet::new();
+    for (number, job) in jobs.into_iter().enumerate() {
+        say(progress, &request.targets[number].container, "dump", 0, 0);
+        let (criu, arrived, opened) = (engine.criu.clone(), arrived.clone(), opened.clone());
+        dumps.spawn(async move { (number, dump::dump(criu, job, arrived, opened).await) });
+    }
+    drop(arrived);
+    let mut done: Vec<Option<Dumped>> = (0..count).map(|_| None).collect();
+    let mut failure = None;
+    let mut held = 0;
+    while !dumps.is_empty() {
+        tokio::select! {
+            Some(()) = arrivals.recv() => {
+                held += 1;
+                if held == count {
+                    gate.send_replace(Gate::Open);
+                }
+            }
+            Some(finished) = dumps.join_next() => match finished {
+                Ok((number, Ok(dumped))) => done[number] = Some(dumped),
+                Ok((_, Err(e))) => {
+                    gate.send_replace(Gate::Abandoned);
+                    // What comes later is only a consequence.
+                    failure.get_or_insert(e);
+                }
+                Err(_) => {
+                    gate.send_replace(Gate::Abandoned);
+                    failure.get_or_insert(FreezeError::Panic);
+                }
+            },
+        }
+    }
+    drop(holds);
+    match failure {
+        Some(e) => Err(e),
+        None => Ok(done.into_iter().flatten().collect()),
+    }
+}
+
+async fn finish(
+    engine: &Engine,
+    name: String,
+    dumped: Dumped,
+    destination: Destination,
+    base: String,
+    store: Arc<BlobStore>,
+    progress: &mpsc::Sender<response::Kind>,
+) -> Result<FrozenImage, FreezeError> {
+    let mut watch = Stopwatch::start();
+    let (report, container) = (progress.clone(), name.clone());
+    let memory = Arc::new(move |bytes| say(&report, &container, "compress", bytes, 0));
+    let built = dumped.build.finish(memory).await?;
+    watch.lap("build");
+    let image = built.image;
+    let push = Push { container: name.clone(), progress: progress.clone() };
+    engine
+        .publisher
+        .publish(&image, &destination, &base, vec![store, engine.runtime.blobs()], &push)
+        .await
+        .map_err(|source| FreezeError::Publish { image: destination.reference.clone(), source })?;
+    watch.lap("push");
+    let (layer_bytes, compressed_bytes) = image.new_bytes();
+    Ok(FrozenImage {
+        container: name,
+        image: destination.reference,
+        digest: image.digest.clone(),
+        memory_bytes: image.record.memory_bytes(),
+        layer_bytes,
+        compressed_bytes,
+        standstill_ms: dumped.standstill_ms,
+        phases: dumped.phases.into_iter().chain(watch.phases()).collect(),
+        warnings: built.warnings,
+    })
+}
+
+/// Progress is for people who watch: what a slow reader misses is not waited for.
+fn say(progress: &mpsc::Sender<response::Kind>, container: &str, phase: &str, done: u64, total: u64) {
+    let message = Progress { container: container.into(), phase: phase.into(), done, total };
+    let _ = progress.try_send(response::Kind::Progress(message));
+}
+
+struct Push {
+    container: String,
+    progress: mpsc::Sender<response::Kind>,
+}
+
+impl PushProgress for Push {
+    fn sent(&self, _digest: &str, done: u64, total: u64) {
+        say(&self.progress, &self.container, "push", done, total);
+    }
+
+    fn finished(&self, _digest: &str, total: u64, _outcome: BlobOutcome) {
+        say(&self.progress, &self.container, "push", total, total);
+    }
+}
+
+/// Marks a container as being frozen.
+struct Busy(Arc<Container>);
+
+impl Busy {
+    fn begin(container: &Arc<Container>) -> Result<Self, FreezeError> {
+        let mut was = false;
+        container.update(|life| was = std::mem::replace(&mut life.freezing, true));
+        if was { Err(FreezeError::Busy(container.info.display())) } else { Ok(Self(container.clone())) }
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.update(|life| life.freezing = false);
+    }
+}
+
+/// While it lives, the container's init holds back signals.
+struct Hold(Arc<Container>);
+
+impl Hold {
+    async fn begin(container: &Arc<Container>) -> Result<Self, FreezeError> {
+        let failed = |message| FreezeError::Init { container: container.info.display(), message };
+        let (reply, answer) = oneshot::channel();
+        container.order(Order::BeginDump(reply)).map_err(failed)?;
+        let hung_up = |_| "its init hung up".to_owned();
+        answer.await.map_err(hung_up).and_then(|begun| begun).map_err(failed)?;
+        Ok(Self(container.clone()))
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        // An init that hung up delivers its signals by itself.
+        let _ = self.0.order(Order::EndDump);
+    }
+}
+

@@ -1,0 +1,225 @@
+//! The keeper of one container: accepts its init, thaws it if it waits for that, and passes on orders.
+//!
+//! ```text
+//!   accept ─► is it the container's PID 1? ─► Hello
+//!                                              ├ waiting ─► thaw ─┬─► thawed
+//!                                              │                  └─► StartCold ─► cold
+//!                                              └ cold, thawed (a restart of the agent)
+//!          ◄── connection lost ── orders and words of the init, as they come
+//! ```
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::{Arc, Weak};
+
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tracing::{debug, warn};
+use woodfrog_protocol::init::{Exiting, Hello, Reason, Start, State, Welcome, from_init, to_init};
+use woodfrog_protocol::paths;
+
+use super::container::{Container, Order, Phasing};
+use super::link::{Link, LinkError};
+use super::prepared::Prepared;
+use super::thaw::{self, ThawError};
+use super::{Engine, hooks, thaw::Thawed};
+
+/// The socket on which a container's init is awaited.
+#[derive(Debug)]
+pub struct Sockets {
+    init: UnixListener,
+}
+
+impl Sockets {
+    /// Binds the socket in the control directory, in place of an earlier agent's.
+    ///
+    /// # Errors
+    /// The control directory is missing.
+    pub fn bind(container: &Container) -> io::Result<Self> {
+        Ok(Self { init: bind_for_all(&container.control(paths::INIT_SOCKET))? })
+    }
+}
+
+/// A socket that the container's user may connect to; it lies in a directory that only root can change.
+fn bind_for_all(path: &Path) -> io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
+    Ok(listener)
+}
+
+type Preparation = JoinHandle<Result<Prepared, ThawError>>;
+
+/// Keeps a container until it is removed.
+pub async fn keep(
+    engine: Weak<Engine>,
+    container: Weak<Container>,
+    sockets: Sockets,
+    mut orders: mpsc::Receiver<Order>,
+) {
+    let mut preparation = None;
+    if let (Some(engine), Some(container)) = (engine.upgrade(), container.upgrade())
+        && container.checkpoint_image
+    {
+        preparation = Some(tokio::spawn(thaw::prepare(engine, container)));
+    }
+    loop {
+        let stream = tokio::select! {
+            accepted = sockets.init.accept() => accepted,
+            order = orders.recv() => match order {
+                // Its sender learns from the drop that nobody is there to do it.
+                Some(_) => continue,
+                None => return,
+            },
+        };
+        let (Some(engine), Some(container)) = (engine.upgrade(), container.upgrade()) else { return };
+        match stream {
+            Ok((stream, _)) => {
+                let keeper = Keeper { engine: &engine, container: &container };
+                if let Err(e) = keeper.connection(stream, &mut preparation, &mut orders).await {
+                    debug!(container = %container.info.display(), "connection with its init: {e}");
+                }
+            }
+            Err(e) => {
+                warn!(container = %container.info.display(), "cannot accept its init: {e}");
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+struct Keeper<'a> {
+    engine: &'a Arc<Engine>,
+    container: &'a Arc<Container>,
+}
+
+impl Keeper<'_> {
+    async fn connection(
+        &self,
+        stream: UnixStream,
+        preparation: &mut Option<Preparation>,
+        orders: &mut mpsc::Receiver<Order>,
+    ) -> Result<(), LinkError> {
+        let (mut link, hello) = Link::accept(stream).await?;
+        self.verify(&link).await?;
+        self.container.update(|life| life.init = link.pid);
+        match hello.state() {
+            State::Waiting if self.container.checkpoint_image => {
+                self.welcome(&link, &hello, Start::Thaw).await?;
+                self.container.update(|life| life.phasing = Phasing::Waiting);
+                let prepared = preparation
+                    .take()
+                    .unwrap_or_else(|| tokio::spawn(thaw::prepare(self.engine.clone(), self.container.clone())));
+                self.thaw(&mut link, prepared).await?;
+            }
+            // An init that is leased settles by itself whether the thaw came about, and says so.
+            State::Waiting | State::Leased => self.welcome(&link, &hello, Start::Cold).await?,
+            State::Cold | State::Thawed => {
+                self.welcome(&link, &hello, Start::Cold).await?;
+                self.container.update(|life| {
+                    life.phasing =
+                        if hello.state() == State::Cold { Phasing::Cold } else { Phasing::Thawed };
+                    life.application = hello.application_pid;
+                    life.generation = hello.generation;
+                });
+            }
+        }
+        self.attend(&mut link, orders).await
+    }
+
+    /// The peer is PID 1 of some container; is it this one?
+    async fn verify(&self, link: &Link) -> Result<(), LinkError> {
+        let id = &self.container.info.id;
+        match self.engine.runtime.pid(id).await {
+            Ok(pid) if pid == link.pid => Ok(()),
+            Ok(pid) => Err(LinkError::Impostor(format!(
+                "process {} connected as the init of container {id}, whose process is {pid}",
+                link.pid
+            ))),
+            Err(e) => Err(LinkError::Impostor(e.to_string())),
+        }
+    }
+
+    async fn welcome(&self, link: &Link, hello: &Hello, start: Start) -> Result<(), LinkError> {
+        let welcome = to_init::Kind::Welcome(Welcome { start: start.into() });
+        if hello.has_api {
+            return link.send(welcome, None).await;
+        }
+        let api = bind_for_all(&self.container.control(paths::API_SOCKET))?;
+        link.send(welcome, Some(api.as_fd())).await
+    }
+
+    async fn thaw(&self, link: &mut Link, preparation: Preparation) -> Result<(), LinkError> {
+        self.container.update(|life| life.phasing = Phasing::Thawing);
+        match thaw::thaw(self.engine, self.container, link, preparation).await {
+            Ok(Thawed { application, generation, image_digest, after_restore, phases, began_us, done_us }) => {
+                let done = woodfrog_protocol::init::Done { generation, image_digest };
+                link.send(to_init::Kind::Done(done), None).await?;
+                self.container.update(|life| {
+                    life.phasing = Phasing::Thawed;
+                    life.application = application;
+                    life.generation = generation;
+                    life.thaw_phases = phases;
+                    life.thaw_us = (began_us, done_us);
+                });
+                let ms = (done_us - began_us) as f64 / 1e3;
+                self.container.note(format!("thawed in {ms:.1} ms, generation {generation}"));
+                let after: Vec<_> = after_restore.iter().map(hooks::runnable).collect();
+                hooks::after_restore(&*self.engine.runtime, self.container, &after).await;
+                Ok(())
+            }
+            Err(e) => {
+                let message = e.to_string();
+                self.container.note(format!("cold start: {message}"));
+                for detail in e.details() {
+                    self.container.note(detail);
+                }
+                self.container.update(|life| life.reason = message.clone());
+                link.send(to_init::Kind::StartCold(Reason { message }), None).await
+            }
+        }
+    }
+
+    async fn attend(&self, link: &mut Link, orders: &mut mpsc::Receiver<Order>) -> Result<(), LinkError> {
+        loop {
+            tokio::select! {
+                said = link.next() => match said? {
+                    from_init::Kind::Started(started) => self.container.update(|life| {
+                        life.phasing = Phasing::Cold;
+                        life.application = started.pid;
+                        life.generation = 0;
+                        if life.reason.is_empty() {
+                            life.reason = started.reason;
+                        }
+                    }),
+                    from_init::Kind::Exiting(Exiting { code }) => {
+                        self.container.note(format!("its application ended with exit code {code}"));
+                        self.container.update(|life| life.phasing = Phasing::Exited);
+                    }
+                    from_init::Kind::CheckpointRequested(_) => {
+                        self.container.note("its application says that it is warm");
+                    }
+                    other => debug!(container = %self.container.info.display(), "its init said {other:?}"),
+                },
+                order = orders.recv() => match order {
+                    None => return Ok(()),
+                    Some(Order::BeginDump(reply)) => {
+                        let begun = link.begin_dump().await;
+                        let _ = reply.send(begun.as_ref().map(|_| ()).map_err(ToString::to_string));
+                        begun?;
+                    }
+                    Some(Order::EndDump) => link.send(to_init::Kind::EndDump(Default::default()), None).await?,
+                    Some(Order::Stop) => {
+                        link.send(to_init::Kind::Stop(Exiting { code: 0 }), None).await?;
+                    }
+                },
+            }
+        }
+    }
+}

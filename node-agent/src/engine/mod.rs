@@ -1,0 +1,241 @@
+//! The engine: what the agent does, without knowing who asks for it.
+//!
+//! It keeps the managed containers of this node ([`container`]), talks to their inits ([`link`], [`keeper`]),
+//! freezes them ([`freeze`]) and thaws them ([`thaw`]). The container runtime is behind a trait ([`runtime`]); it knows no
+//! Kubernetes and no gRPC.
+
+pub mod cgroups;
+pub mod container;
+pub mod dump;
+pub mod error;
+pub mod freeze;
+pub mod hooks;
+pub mod keeper;
+pub mod link;
+pub mod netns;
+pub mod phases;
+pub mod preflight;
+pub mod prepared;
+pub mod publish;
+pub mod restore_json;
+pub mod runtime;
+pub mod thaw;
+pub mod tree;
+pub mod volumes;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+use woodfrog_criu::Toolchain;
+use woodfrog_image::Compatibility;
+use woodfrog_protocol::agent::{
+    CheckRequest, Checked, Connections, Container as Listed, ContainerCreated, FreezeRequest, Frozen, Outcome,
+    Started, response,
+};
+use woodfrog_protocol::paths;
+
+use container::{Container, Phasing};
+pub use error::EngineError;
+use publish::Publisher;
+use runtime::{Runtime, RuntimeError};
+
+/// Where things lie; the defaults are those of [`paths`].
+#[derive(Clone, Debug)]
+pub struct Dirs {
+    /// Parent of the control directories.
+    pub containers: PathBuf,
+    /// Dumps and images under construction, on a disk.
+    pub freezes: PathBuf,
+    /// Rewritten image files of thaws under way, in memory.
+    pub scratch: PathBuf,
+}
+
+/// The engine of one node.
+pub struct Engine {
+    runtime: Arc<dyn Runtime>,
+    publisher: Arc<dyn Publisher>,
+    criu: Arc<Toolchain>,
+    node: Compatibility,
+    dirs: Dirs,
+    containers: Mutex<BTreeMap<String, Arc<Container>>>,
+}
+
+impl Engine {
+    /// An engine that knows no container yet; see [`Engine::adopt`].
+    pub fn new(
+        runtime: Arc<dyn Runtime>,
+        publisher: Arc<dyn Publisher>,
+        criu: Arc<Toolchain>,
+        node: Compatibility,
+        dirs: Dirs,
+    ) -> Arc<Self> {
+        Arc::new(Self { runtime, publisher, criu, node, dirs, containers: Mutex::default() })
+    }
+
+    /// Takes over the containers that an earlier agent managed.
+    ///
+    /// # Errors
+    /// The runtime does not answer.
+    pub async fn adopt(self: &Arc<Self>) -> Result<(), EngineError> {
+        for id in self.runtime.containers().await? {
+            // A container that is removed meanwhile needs nobody.
+            let Ok(info) = self.runtime.container(&id).await else { continue };
+            let Some(token) = info.annotations.get(paths::TOKEN_ANNOTATION).cloned() else { continue };
+            if !paths::is_token(&token) || !self.dirs.containers.join(&token).is_dir() {
+                warn!(container = %info.display(), "its control directory is gone: it cannot be frozen");
+                continue;
+            }
+            let checkpoint_image = thaw::is_checkpoint(&*self.runtime, &id).await;
+            info!(container = %info.display(), "taken over");
+            self.keep(&token, info, checkpoint_image)?;
+        }
+        Ok(())
+    }
+
+    /// A container was created: its init may connect from now on.
+    ///
+    /// # Errors
+    /// The runtime does not know it, or its control directory cannot be used.
+    pub async fn created(self: &Arc<Self>, created: ContainerCreated) -> Result<(), EngineError> {
+        if !paths::is_token(&created.token) {
+            return Err(EngineError::Token(created.token));
+        }
+        let info = self.runtime.container(&created.container_id).await?;
+        self.keep(&created.token, info, created.checkpoint_image)
+    }
+
+    fn keep(
+        self: &Arc<Self>,
+        token: &str,
+        info: runtime::ContainerInfo,
+        checkpoint_image: bool,
+    ) -> Result<(), EngineError> {
+        let (container, orders) = Container::new(&self.dirs.containers, token, info, checkpoint_image);
+        let container = Arc::new(container);
+        let sockets = keeper::Sockets::bind(&container)
+            .map_err(|source| EngineError::ControlDirectory { path: container.dir.clone(), source })?;
+        self.lock().insert(token.into(), container.clone());
+        tokio::spawn(keeper::keep(Arc::downgrade(self), Arc::downgrade(&container), sockets, orders));
+        Ok(())
+    }
+
+    /// Waits until a started container is thawed or cold.
+    ///
+    /// # Errors
+    /// No such container.
+    pub async fn await_start(&self, token: &str) -> Result<Started, EngineError> {
+        let container = self.lock().get(token).cloned().ok_or_else(|| EngineError::Token(token.into()))?;
+        let life = container.started().await;
+        Ok(Started { outcome: life.outcome().unwrap_or(Outcome::Unknown).into(), reason: life.reason })
+    }
+
+    /// kubelet stops a container.
+    pub fn stopping(&self, id: &str) {
+        if let Some(container) = self.by_id(id) {
+            container.note("being stopped");
+        }
+    }
+
+    /// kubelet removed a container.
+    pub fn removed(&self, id: &str) {
+        self.lock().retain(|_, container| container.info.id != id);
+    }
+
+    /// The managed containers.
+    pub fn list(&self) -> Vec<Listed> {
+        let containers: Vec<_> = self.lock().values().cloned().collect();
+        containers.iter().map(|c| listed(c)).collect()
+    }
+
+    /// The container that a person means.
+    ///
+    /// # Errors
+    /// None or several.
+    pub fn find(&self, name: &str) -> Result<Arc<Container>, EngineError> {
+        let containers = self.lock();
+        let found: Vec<_> = containers.values().filter(|c| is_named(c, name)).collect();
+        match found[..] {
+            [one] => Ok(one.clone()),
+            [] => Err(EngineError::NoContainer(name.into())),
+            _ => Err(EngineError::Ambiguous {
+                name: name.into(),
+                candidates: found.iter().map(|c| c.info.display()).collect(),
+            }),
+        }
+    }
+
+    /// Everything that would make a freeze of a container fail.
+    ///
+    /// # Errors
+    /// No such container.
+    pub async fn check(&self, request: CheckRequest) -> Result<Checked, EngineError> {
+        let container = self.find(&request.container)?;
+        let connections = Connections::try_from(request.connections).unwrap_or(Connections::Refuse);
+        Ok(Checked { findings: freeze::preflight(&container, connections).err().unwrap_or_default() })
+    }
+
+    /// Freezes containers together. Goes on to its end even if the caller goes away.
+    ///
+    /// # Errors
+    /// See [`freeze::FreezeError`]; the applications run on.
+    pub async fn freeze(
+        self: &Arc<Self>,
+        request: FreezeRequest,
+        progress: mpsc::Sender<response::Kind>,
+    ) -> Result<Frozen, EngineError> {
+        let containers =
+            request.targets.iter().map(|t| self.find(&t.container)).collect::<Result<Vec<_>, _>>()?;
+        let engine = self.clone();
+        let task = tokio::spawn(async move { freeze::freeze(&engine, &containers, &request, &progress).await });
+        Ok(task.await.map_err(|_| EngineError::Panic)??)
+    }
+
+    fn by_id(&self, id: &str) -> Option<Arc<Container>> {
+        self.lock().values().find(|c| c.info.id == id).cloned()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Container>>> {
+        self.containers.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+fn is_named(container: &Container, name: &str) -> bool {
+    let info = &container.info;
+    name == info.name
+        || name == format!("{}/{}", info.pod, info.name)
+        || name == info.display()
+        || (name.len() >= 6 && info.id.starts_with(name))
+}
+
+fn listed(container: &Container) -> Listed {
+    let life = container.life();
+    let tree = match life.phasing {
+        Phasing::Cold | Phasing::Thawed => tree::read(life.init, life.application).ok(),
+        _ => None,
+    };
+    Listed {
+        id: container.info.id.clone(),
+        name: container.info.name.clone(),
+        pod: container.info.pod.clone(),
+        namespace: container.info.namespace.clone(),
+        image: container.info.image.clone(),
+        state: if life.freezing { "freezing" } else { life.phasing.as_str() }.into(),
+        reason: life.reason,
+        pid: tree.as_ref().and_then(|t| t.processes.first()).map_or(0, |p| p.pid),
+        generation: life.generation,
+        thaw_ms: (life.thaw_us.1 - life.thaw_us.0) as f64 / 1e3,
+        thaw_phases: life.thaw_phases,
+        resident_bytes: tree.map_or(0, |t| t.processes.iter().map(|p| p.resident_bytes).sum()),
+        thaw_started_us: life.thaw_us.0,
+        thaw_done_us: life.thaw_us.1,
+    }
+}
+
+impl From<RuntimeError> for EngineError {
+    fn from(source: RuntimeError) -> Self {
+        Self::Runtime(source)
+    }
+}

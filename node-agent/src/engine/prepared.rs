@@ -1,0 +1,176 @@
+//! A checkpoint image on this node, read and checked as far as that needs no container that runs.
+//!
+//! The image's files are read from the runtime's layer directories, never through the container's own view, which the
+//! container can write to.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use woodfrog_criu::images::{Checkpoint, ImageDir};
+use woodfrog_image::{
+    CheckpointRecord, Compatibility, FileRecord, Incompatibility, MAX_BYTES, RecordError, labels,
+};
+
+use super::runtime::Layers;
+use crate::policy;
+
+/// A checkpoint that can be restored, again and again.
+#[derive(Debug)]
+pub struct Prepared {
+    /// `woodfrog.json`.
+    pub record: CheckpointRecord,
+    /// CRIU's files but the memory.
+    pub images: Checkpoint,
+    /// The part of the policy check that needs no container.
+    pub policy: policy::Prepared,
+    /// The `.woodfrog/checkpoint` directory of each layer that has one, topmost first.
+    pub dirs: Vec<OwnedFd>,
+    /// Digest of the image's manifest.
+    pub digest: String,
+}
+
+/// Why an image cannot be restored here.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// A layer directory cannot be read.
+    #[error("cannot read {path} of the checkpoint image: {source}")]
+    Read {
+        /// The file or directory.
+        path: PathBuf,
+        /// The kernel's word.
+        source: io::Error,
+    },
+    /// No layer has a record.
+    #[error("the image has no /{}/{}: it is no checkpoint image", labels::CHECKPOINT_DIR, labels::RECORD_FILE)]
+    NoRecord,
+    /// The record is not one that this release reads.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The node is not compatible.
+    #[error("this node cannot thaw the image: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Incompatible(Vec<Incompatibility>),
+    /// A file is not what the record says.
+    #[error("the image's file {name} {what}: the image is damaged or was tampered with")]
+    Damaged {
+        /// The file's name in the checkpoint directory.
+        name: String,
+        /// How it differs.
+        what: String,
+    },
+    /// CRIU's files are not understood.
+    #[error(transparent)]
+    Images(#[from] woodfrog_criu::images::ImageError),
+}
+
+impl Prepared {
+    /// Reads and checks the checkpoint in `layers`. Blocks for some milliseconds.
+    ///
+    /// # Errors
+    /// Whatever makes it useless on this node.
+    pub fn read(layers: &Layers, digest: String, node: &Compatibility) -> Result<Self, PrepareError> {
+        let mut dirs = Vec::new();
+        for layer in &layers.lower {
+            dirs.extend(checkpoint_dir(layer)?);
+        }
+        let record = dirs.iter().find_map(|dir| open(dir, labels::RECORD_FILE).ok());
+        let record = CheckpointRecord::from_json(&read_capped(record.ok_or(PrepareError::NoRecord)?)?)?;
+        record.compatibility.compatible(node).map_err(PrepareError::Incompatible)?;
+        for file in &record.files {
+            verify(&dirs, file, true)?;
+        }
+        for file in &record.memory {
+            // Its digest was checked when the layer was pulled; to read gigabytes again would cost the whole gain.
+            verify(&dirs, file, false)?;
+        }
+        for volume in &record.volumes {
+            verify(&dirs, &volume.archive, true)?;
+        }
+        let merged = overlay(dirs.iter().map(AsFd::as_fd))?;
+        let merged = ImageDir::new(merged);
+        let images = Checkpoint::open(&merged, &[labels::RECORD_FILE, "volumes"])?;
+        images.check_pages(&[&merged])?;
+        let policy = policy::prepare(&images);
+        Ok(Self { record, images, policy, dirs, digest })
+    }
+
+    /// The image directory for CRIU: the files of `scratch` in place of the image's own. It is attached nowhere.
+    ///
+    /// # Errors
+    /// The kernel refuses the overlay.
+    pub fn with(&self, scratch: &OwnedFd) -> Result<OwnedFd, PrepareError> {
+        overlay([scratch].into_iter().chain(&self.dirs).map(AsFd::as_fd))
+    }
+
+    /// Opens one of the checkpoint's files.
+    ///
+    /// # Errors
+    /// No layer has it.
+    pub fn open(&self, name: &str) -> io::Result<File> {
+        find(&self.dirs, name)
+    }
+}
+
+fn overlay<'a>(dirs: impl Iterator<Item = BorrowedFd<'a>>) -> Result<OwnedFd, PrepareError> {
+    woodfrog_sys::mount::read_only_overlay(&dirs.collect::<Vec<_>>())
+        .map_err(|e| PrepareError::Read { path: labels::CHECKPOINT_DIR.into(), source: e.into() })
+}
+
+fn checkpoint_dir(layer: &Path) -> Result<Option<OwnedFd>, PrepareError> {
+    let failed = |source: rustix::io::Errno| PrepareError::Read { path: layer.into(), source: source.into() };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(layer, flags, Mode::empty()).map_err(failed)?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    match rustix::fs::openat2(root, labels::CHECKPOINT_DIR, flags, Mode::empty(), resolve) {
+        Ok(dir) => Ok(Some(dir)),
+        Err(rustix::io::Errno::NOENT) => Ok(None),
+        Err(e) => Err(failed(e)),
+    }
+}
+
+fn open(dir: impl AsFd, name: &str) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    let file = File::from(rustix::fs::openat2(dir, name, flags, Mode::empty(), resolve)?);
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("not a regular file")) }
+}
+
+fn find(dirs: &[OwnedFd], name: &str) -> io::Result<File> {
+    for dir in dirs {
+        match open(dir, name) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            other => return other,
+        }
+    }
+    Err(io::ErrorKind::NotFound.into())
+}
+
+fn verify(dirs: &[OwnedFd], expected: &FileRecord, contents: bool) -> Result<(), PrepareError> {
+    let damaged = |what: String| PrepareError::Damaged { name: expected.name.clone(), what };
+    let mut file = find(dirs, &expected.name).map_err(|e| damaged(format!("cannot be opened ({e})")))?;
+    let size = file.metadata().map_err(|e| damaged(e.to_string()))?.len();
+    if size != expected.size {
+        return Err(damaged(format!("has {size} bytes instead of {}", expected.size)));
+    }
+    if contents {
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(|e| damaged(e.to_string()))?;
+        let digest = woodfrog_image::sha256(&bytes);
+        if digest != expected.digest {
+            return Err(damaged(format!("has digest {digest} instead of {}", expected.digest)));
+        }
+    }
+    Ok(())
+}
+
+fn read_capped(file: File) -> Result<Vec<u8>, PrepareError> {
+    let mut bytes = Vec::new();
+    // One byte more than allowed, so that a larger record is refused as such.
+    file.take(MAX_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|source| PrepareError::Read { path: labels::RECORD_FILE.into(), source })?;
+    Ok(bytes)
+}

@@ -1,0 +1,316 @@
+//! A thaw: a container whose init waits gets its application from its checkpoint image.
+//!
+//! ```text
+//!   prepare   (from CreateContainer on) read the image, compare the node                ─┐
+//!   check     PID 1 of the running container against the image; rewrite what is its      │ any failure:
+//!   volumes   lay out what the image carries                                             │ the init starts
+//!   worker    CRIU into the container's namespaces and cgroups                           │ the command
+//!   lease     the init will start nothing while CRIU (its pidfd) lives                   │
+//!   restore   … until all tasks are there and none runs                                 ─┤
+//!   commit    restore.json; the init knows its child                                     │
+//!   resume    the tasks run                                                              ▼
+//!   done      the init is told, after-restore hooks
+//! ```
+//!
+//! If the agent dies before `commit` is acknowledged to CRIU, CRIU sees its socket close and kills what it has
+//! restored; the init sees CRIU end and starts the command. After that the tasks run, and the init finds its child.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{Pid, PidfdFlags};
+use tokio::task::{JoinError, JoinHandle, spawn_blocking};
+use woodfrog_criu::images::{Rebind, Rewrite};
+use woodfrog_criu::{Connections, CriuError, LogLevel, RestoreOptions, Setup, Worker, WorkerError};
+use woodfrog_image::Hook as RecordedHook;
+use woodfrog_protocol::agent::Phase;
+use woodfrog_protocol::paths;
+
+use super::Engine;
+use super::container::Container;
+use super::link::{Link, LinkError};
+use super::phases::{Stopwatch, monotonic_us};
+use super::prepared::{PrepareError, Prepared};
+use super::restore_json::{self, Identity, RestoreFile};
+use super::runtime::{Runtime, RuntimeError};
+use super::{cgroups, netns, volumes};
+use crate::policy;
+
+/// First PID of an application; the ones below are for helpers.
+const FIRST_PID: i32 = 300;
+
+/// A thaw that came about.
+#[derive(Debug)]
+pub struct Thawed {
+    /// PID of the application inside the container.
+    pub application: i32,
+    /// See [`woodfrog_protocol::init::Done::generation`].
+    pub generation: u64,
+    /// Digest of the image.
+    pub image_digest: String,
+    /// What the image wants done now.
+    pub after_restore: Vec<RecordedHook>,
+    /// How long each phase took.
+    pub phases: Vec<Phase>,
+    /// When it began, microseconds of CLOCK_MONOTONIC.
+    pub began_us: u64,
+    /// When the tasks ran, likewise.
+    pub done_us: u64,
+}
+
+/// Why a thaw did not come about.
+#[derive(Debug, thiserror::Error)]
+pub enum ThawError {
+    /// The image cannot be restored here.
+    #[error(transparent)]
+    Prepare(#[from] PrepareError),
+    /// The runtime did not tell what is needed.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// The image asks for what the container may not do.
+    #[error("the image asks for what this container may not do: {}", .0.first().map(ToString::to_string).unwrap_or_default())]
+    Policy(Vec<policy::Violation>),
+    /// PID 1 of the container cannot be looked at.
+    #[error(transparent)]
+    Target(#[from] policy::TargetError),
+    /// CRIU failed.
+    #[error(transparent)]
+    Criu(#[from] CriuError),
+    /// CRIU did not start.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
+    /// The init granted no lease.
+    #[error("the container's init granted no lease: {0}")]
+    Lease(String),
+    /// The conversation with the init broke.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// Something of the container is not as it should be.
+    #[error("cannot {action}: {source}")]
+    Io {
+        /// What was tried.
+        action: String,
+        /// The kernel's word.
+        source: io::Error,
+    },
+    /// A volume's contents.
+    #[error(transparent)]
+    Volume(#[from] woodfrog_image::LayOutError),
+    /// A bug.
+    #[error("the agent failed inside: {0}")]
+    Panic(#[from] JoinError),
+}
+
+impl ThawError {
+    /// More, a line each: every violation, CRIU's own lines.
+    pub fn details(&self) -> Vec<String> {
+        match self {
+            Self::Policy(violations) => violations.iter().map(ToString::to_string).collect(),
+            Self::Criu(e) => e.failure().map(|f| f.lines.clone()).unwrap_or_default(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+fn failed(action: impl Into<String>) -> impl FnOnce(io::Error) -> ThawError {
+    let action = action.into();
+    |source| ThawError::Io { action, source }
+}
+
+/// Whether the image of a container is a checkpoint image, by its labels.
+pub async fn is_checkpoint(runtime: &dyn Runtime, id: &str) -> bool {
+    let Ok(image) = runtime.image(id).await else { return false };
+    let config: serde_json::Value = serde_json::from_slice(&image.config).unwrap_or_default();
+    config["config"]["Labels"].get(woodfrog_image::labels::FORMAT).is_some()
+}
+
+/// Reads a container's image, while the runtime still starts the container.
+///
+/// # Errors
+/// See [`PrepareError`].
+pub async fn prepare(engine: Arc<Engine>, container: Arc<Container>) -> Result<Prepared, ThawError> {
+    let id = &container.info.id;
+    let (layers, image) = tokio::try_join!(engine.runtime.layers(id), engine.runtime.image(id))?;
+    Ok(spawn_blocking(move || Prepared::read(&layers, image.digest, &engine.node)).await??)
+}
+
+/// Thaws a container whose init waits on `link`.
+///
+/// # Errors
+/// Nothing of the tree is left; the init is to start the command.
+pub async fn thaw(
+    engine: &Engine,
+    container: &Container,
+    link: &mut Link,
+    preparation: JoinHandle<Result<Prepared, ThawError>>,
+) -> Result<Thawed, ThawError> {
+    let began_us = monotonic_us();
+    let mut watch = Stopwatch::start();
+    let prepared = Arc::new(preparation.await??);
+    watch.lap("prepare");
+
+    let scratch = tempfile::tempdir_in(&engine.dirs.scratch).map_err(failed("make a scratch directory"))?;
+    let addresses = netns::addresses(link.pid).map_err(failed("read the pod's addresses"))?;
+    let (images, work) = {
+        let (prepared, devices) = (prepared.clone(), policy::spec_devices(&container.info.spec));
+        let (pid, path, addresses) = (link.pid, scratch.path().to_owned(), addresses.clone());
+        spawn_blocking(move || image_directory(&prepared, pid, &devices, &addresses, &path)).await??
+    };
+    watch.lap("check");
+
+    let (pid, carried) = (link.pid, prepared.clone());
+    spawn_blocking(move || lay_out_volumes(&carried, pid)).await??;
+    watch.lap("volumes");
+
+    let mut setup = Setup::new(work)
+        .container(Arc::new(open_pidfd(link.pid)?))
+        .cgroups(cgroups::of(link.pid).map_err(failed("open the container's cgroups"))?)
+        .last_pid(highest_pid(&prepared))
+        .avoid_breakpoints();
+    let images = setup.give(images);
+    let mut options = RestoreOptions {
+        connections: Connections::Close,
+        log_level: LogLevel::Warnings,
+        ..RestoreOptions::default()
+    };
+    for stdio in &prepared.record.stdio {
+        let given = setup.give(open_stdio(link.pid, stdio.fd)?);
+        if !options.inherit.iter().any(|(key, _)| *key == stdio.key) {
+            options.inherit.push((stdio.key.clone(), given));
+        }
+    }
+    let worker = Worker::spawn(engine.criu.clone(), setup).await?;
+    watch.lap("worker");
+
+    if let Some(pidfd) = worker.pidfd()
+        && let Some(refusal) = link.request_lease(pidfd).await?
+    {
+        return Err(ThawError::Lease(refusal));
+    }
+    watch.lap("lease");
+
+    let mut restore = worker.restore(images, &options).await?;
+    let application = restore.restored().await?;
+    watch.lap("restore");
+
+    let generation = prepared.record.generation + 1;
+    let committed = async {
+        restore_file(container, link.pid, &prepared, addresses, generation)
+            .and_then(|file| file.write(&container.control(paths::RESTORE_JSON)))
+            .map_err(failed("write restore.json"))?;
+        Ok::<_, ThawError>(link.commit(application).await?)
+    };
+    if let Err(e) = committed.await {
+        restore.refuse().await?;
+        return Err(e);
+    }
+    watch.lap("commit");
+    restore.finish().await?;
+    watch.lap("resume");
+    Ok(Thawed {
+        application,
+        generation,
+        image_digest: prepared.digest.clone(),
+        after_restore: prepared.record.after_restore.clone(),
+        phases: watch.phases(),
+        began_us,
+        done_us: monotonic_us(),
+    })
+}
+
+/// The image directory for CRIU, checked against the container's PID 1, and CRIU's work directory.
+fn image_directory(
+    prepared: &Prepared,
+    init: i32,
+    devices: &[policy::Device],
+    addresses: &[IpAddr],
+    scratch: &Path,
+) -> Result<(OwnedFd, OwnedFd), ThawError> {
+    let target = policy::Target::read(init, devices)?;
+    let plan = prepared.policy.check(&prepared.images, &target).map_err(ThawError::Policy)?;
+    let mut rewrite = Rewrite::new(&prepared.images);
+    plan.apply(&mut rewrite);
+    for from in &prepared.record.pod_addresses {
+        let same_family = addresses.iter().find_map(|to| Rebind::new(*from, *to));
+        if let Some(rebind) = same_family {
+            rewrite.rebind(rebind);
+        }
+    }
+    let make = |name: &str| {
+        let path = scratch.join(name);
+        std::fs::create_dir(&path)?;
+        Ok(rustix::fs::open(&path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+    };
+    let changed = make("images").map_err(failed("make a scratch directory"))?;
+    rewrite.write_into(&changed).map_err(PrepareError::from)?;
+    Ok((prepared.with(&changed)?, make("work").map_err(failed("make a scratch directory"))?))
+}
+
+fn lay_out_volumes(prepared: &Prepared, init: i32) -> Result<(), ThawError> {
+    for volume in &prepared.record.volumes {
+        let path = Path::new(&volume.mount_path);
+        let dir = volumes::open(init, path).map_err(failed(format!(
+            "find {}, whose contents the image carries, in the container",
+            path.display()
+        )))?;
+        let archive = prepared.open(&volume.archive.name).map_err(failed("open a volume's archive"))?;
+        woodfrog_image::lay_out(archive, dir.as_fd(), volumes::MAX_BYTES)?;
+    }
+    Ok(())
+}
+
+fn highest_pid(prepared: &Prepared) -> i32 {
+    let tasks = prepared.images.tasks.iter();
+    let pids = tasks.flat_map(|task| task.threads.iter().map(|t| t.tid).chain([task.pid()]));
+    pids.max().map_or(FIRST_PID, |pid| (pid as i32).max(FIRST_PID))
+}
+
+fn open_pidfd(pid: i32) -> Result<OwnedFd, ThawError> {
+    let pid = Pid::from_raw(pid).ok_or_else(|| failed("name the container's init")(io::ErrorKind::NotFound.into()))?;
+    rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(|e| failed("open the container's init")(e.into()))
+}
+
+/// Standard streams of the init: the runtime's pipes. A new description of the same pipe serves as well.
+fn open_stdio(init: i32, fd: u32) -> Result<OwnedFd, ThawError> {
+    let path = format!("/proc/{init}/fd/{fd}");
+    let access = if fd == 0 { OFlags::RDONLY } else { OFlags::WRONLY };
+    rustix::fs::open(&path, access | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())
+        .and_then(|stream| {
+            rustix::fs::fcntl_setfl(&stream, rustix::fs::fcntl_getfl(&stream)? - OFlags::NONBLOCK)?;
+            Ok(stream)
+        })
+        .map_err(|e| failed(format!("open stream {fd} of the container"))(e.into()))
+}
+
+fn restore_file(
+    container: &Container,
+    init: i32,
+    prepared: &Prepared,
+    addresses: Vec<IpAddr>,
+    generation: u64,
+) -> io::Result<RestoreFile> {
+    let info = &container.info;
+    let environment: BTreeMap<_, _> = restore_json::environment(init)?;
+    let mut id = [0; 16];
+    rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())?;
+    Ok(RestoreFile {
+        generation,
+        id: id.iter().map(|byte| format!("{byte:02x}")).collect(),
+        image: info.image.clone(),
+        image_digest: prepared.digest.clone(),
+        identity: Identity {
+            namespace: info.namespace.clone(),
+            pod: info.pod.clone(),
+            pod_uid: info.pod_uid.clone(),
+            container: info.name.clone(),
+            hostname: info.spec.hostname().clone().unwrap_or_default(),
+            addresses,
+        },
+        environment,
+    })
+}

@@ -1,0 +1,19 @@
+//! The node agent, as a library so that tests can drive its parts.
+//!
+//! ```text
+//!   agent.sock ──► server ──► engine ──► criu, image, policy
+//!   init       ──► keeper ──┘    │ traits
+//!                                └──► adapters: containerd
+//! ```
+
+#![forbid(unsafe_code)]
+
+pub mod adapters;
+pub mod args;
+pub mod engine;
+pub mod policy;
+mod run;
+pub mod server;
+pub mod telemetry;
+
+pub use run::run;

@@ -1,0 +1,94 @@
+//! The agent and the shim as processes: from their command line to their end.
+
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::info;
+use woodfrog_criu::Toolchain;
+use woodfrog_image::Compatibility;
+use woodfrog_protocol::paths;
+
+use crate::adapters::containerd::Containerd;
+use crate::adapters::registry::Registries;
+use crate::args::{Command, RunArgs, ShimArgs};
+use crate::engine::{Dirs, Engine};
+use crate::server;
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What is needed is not there: CRIU, the runtime, a directory.
+pub fn run(command: Command) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        match command {
+            Command::Run(args) => agent(args).await,
+            Command::CriShim(args) => shim(args).await,
+        }
+    })
+}
+
+async fn agent(args: RunArgs) -> Result<()> {
+    let dirs = Dirs {
+        freezes: args.state_dir.join("freezes"),
+        scratch: args.containers_dir.with_file_name("scratch"),
+        containers: args.containers_dir,
+    };
+    std::fs::create_dir_all(&dirs.containers)
+        .with_context(|| format!("cannot create {}", dirs.containers.display()))?;
+    for dir in [&dirs.freezes, &dirs.scratch] {
+        empty(dir).with_context(|| format!("cannot make {} anew", dir.display()))?;
+    }
+    let criu = Toolchain::open(&args.criu)?;
+    let version = criu.version()?;
+    criu.ensure_kdat(paths::KDAT.as_ref())?;
+    info!(%version, "criu");
+    let node = Compatibility::of_this_node(&version)?;
+    let runtime = Arc::new(Containerd::connect(&args.containerd).await?);
+    let engine = Engine::new(runtime, Arc::new(Registries), Arc::new(criu), node, dirs);
+    engine.adopt().await?;
+    let listener =
+        server::bind(&args.socket).with_context(|| format!("cannot listen on {}", args.socket.display()))?;
+    info!(socket = %args.socket.display(), "ready");
+    tokio::select! {
+        () = server::serve(listener, engine) => Ok(()),
+        ended = end() => ended,
+    }
+}
+
+/// A directory for root alone, without what an agent that was killed left in it.
+fn empty(dir: &Path) -> std::io::Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
+async fn shim(args: ShimArgs) -> Result<()> {
+    let init = match args.init {
+        Some(path) => path,
+        None => std::env::current_exe()?.with_file_name("woodfrog-init"),
+    };
+    let config = woodfrog_cri_shim::Config {
+        agent: args.agent_socket,
+        containers: args.containers_dir,
+        init,
+        ..woodfrog_cri_shim::Config::new(args.listen, args.runtime)
+    };
+    Ok(woodfrog_cri_shim::run(config, async { drop(end().await) }).await?)
+}
+
+/// Waits for SIGTERM or SIGINT.
+async fn end() -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
