@@ -1,3 +1,39 @@
-//! The node command.
+//! `woodfrog`: what happens to the managed containers of this node, and the word to freeze one.
+//!
+//! ```text
+//!   args ──► ps, freeze, check, logs ──► client ──agent.sock──► node-agent
+//!        └─► inspect ──► woodfrog-image (registry), woodfrog-criu (image files)
+//!                   all ──► output (tables, JSON)
+//! ```
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+mod args;
+mod check;
+mod client;
+mod failure;
+mod freeze;
+mod inspect;
+mod logs;
+mod output;
+mod progress;
+mod ps;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Action, Args};
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let (socket, format) = (&args.agent_socket, args.output);
+    let done = match args.action {
+        Action::Ps => ps::run(socket, format),
+        Action::Freeze(freeze) => freeze::run(socket, format, freeze),
+        Action::Check(check) => check::run(socket, format, check),
+        Action::Inspect(inspect) => inspect::run(format, inspect),
+        Action::Logs { container } => logs::run(socket, format, container),
+    };
+    done.unwrap_or_else(|failure| failure.report())
+}
