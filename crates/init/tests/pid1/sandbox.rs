@@ -212,7 +212,15 @@ impl Sandbox {
         while nsenter.stdout.as_mut().unwrap().read(&mut byte).unwrap() == 1 && byte != *b"\n" {
             line.push(byte[0]);
         }
-        let worker = children(nsenter.id()).first().copied();
+        // The kernel's list may miss one while others come and go.
+        let mut worker = None;
+        for _ in 0..100 {
+            worker = children(nsenter.id()).first().copied();
+            if worker.is_some() || nsenter.try_wait().unwrap().is_some() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
         let pidfd =
             worker.map(|pid| pidfd_open(Pid::from_raw(pid as i32).unwrap(), PidfdFlags::empty()).unwrap());
         let stdin = nsenter.stdin.take();
