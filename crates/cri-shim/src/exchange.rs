@@ -18,9 +18,14 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// Whether the call succeeded.
-    pub(crate) fn is_ok(&self) -> bool {
-        crate::grpc::status_of(self.head.headers(), self.trailers.as_ref()) == Some(0)
+    /// The call's gRPC status, if it has one; 0 is success.
+    pub(crate) fn status(&self) -> Option<u16> {
+        crate::grpc::status_of(self.head.headers(), self.trailers.as_ref())
+    }
+
+    /// The response message of a call that succeeded.
+    pub(crate) fn message<M: prost::Message + Default>(&self) -> Option<M> {
+        M::decode(crate::grpc::single_message(&self.body)?).ok()
     }
 }
 

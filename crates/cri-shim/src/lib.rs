@@ -6,19 +6,32 @@
 //!                                          └──agent.sock──► node-agent (may be absent)
 //! ```
 //!
-//! Every call is handed through as it is, HTTP/2 stream by HTTP/2 stream.
+//! Every call is handed through as it is, HTTP/2 stream by HTTP/2 stream. Five methods are read on the way:
+//! `CreateContainer` of a managed container is edited so that `woodfrog-init` runs as its PID 1, `StartContainer` waits for
+//! the thaw, and of `StopContainer`, `RemoveContainer` and `RemovePodSandbox` the agent is told or its directories
+//! removed. Without an agent, or with one that is slow or broken, containers start cold.
 
 #![forbid(unsafe_code)]
 
+mod agent;
 mod client;
+mod control;
+mod create;
 mod deadlines;
+mod edit;
 mod exchange;
 mod grpc;
+mod images;
+mod lifecycle;
 mod listen;
 mod pipe;
+mod plan;
 mod proxy;
+mod runtime;
+mod seccomp;
 mod shim;
 mod upstream;
+mod wire;
 
 use std::io;
 use std::path::PathBuf;
@@ -26,6 +39,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use woodfrog_protocol::paths;
 
 use crate::listen::Listener;
 use crate::shim::Shim;
@@ -40,14 +54,33 @@ pub struct Config {
     pub listen: PathBuf,
     /// The runtime's socket.
     pub runtime: PathBuf,
-    /// Largest request message, in bytes.
+    /// The agent's socket.
+    pub agent: PathBuf,
+    /// Parent of the control directories.
+    pub containers: PathBuf,
+    /// The init binary, which is mounted into managed containers; where it is missing none is managed.
+    pub init: PathBuf,
+    /// CRIU's cache of kernel features, mounted into managed containers if it is there.
+    pub kdat: PathBuf,
+    /// Where the shim writes the seccomp profile for managed containers that ask for none.
+    pub seccomp_profile: PathBuf,
+    /// Largest message, in bytes.
     pub max_message_bytes: usize,
 }
 
 impl Config {
     /// The usual places, but for these two sockets.
     pub fn new(listen: impl Into<PathBuf>, runtime: impl Into<PathBuf>) -> Self {
-        Self { listen: listen.into(), runtime: runtime.into(), max_message_bytes: MAX_MESSAGE_BYTES }
+        Self {
+            listen: listen.into(),
+            runtime: runtime.into(),
+            agent: paths::AGENT_SOCKET.into(),
+            containers: paths::CONTAINERS_DIR.into(),
+            init: concat!("/opt/woodfrog/", env!("CARGO_PKG_VERSION"), "/woodfrog-init").into(),
+            kdat: paths::KDAT.into(),
+            seccomp_profile: format!("{}/seccomp/no-io-uring.json", paths::STATE_DIR).into(),
+            max_message_bytes: MAX_MESSAGE_BYTES,
+        }
     }
 }
 
@@ -72,7 +105,19 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     let listen = |source| Error::Listen { path: config.listen.clone(), source };
     let listener = Listener::bind(&config.listen).map_err(listen)?;
     tracing::info!(listen = %config.listen.display(), runtime = %config.runtime.display(), "shim serves");
-    let shim = Arc::new(Shim { config });
+    if !config.init.is_file() {
+        tracing::warn!(init = %config.init.display(), "no init binary: no container will be managed until it is there");
+    }
+    if let Err(e) = seccomp::write(&config.seccomp_profile) {
+        let path = config.seccomp_profile.display();
+        tracing::warn!(%path, error = %e, "managed containers without seccomp profile may use io_uring");
+    }
+    let shim = Arc::new(Shim::new(config));
+    let mut sweeper = JoinSet::new();
+    sweeper.spawn({
+        let shim = shim.clone();
+        async move { shim.sweep_forever().await }
+    });
     let (stop, stopped) = watch::channel(false);
     let mut clients = JoinSet::new();
     tokio::pin!(shutdown);
@@ -90,6 +135,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
             }
         }
     }
+    drop(sweeper);
     drop(listener);
     _ = stop.send(true);
     _ = tokio::time::timeout(deadlines::DRAIN, async { while clients.join_next().await.is_some() {} }).await;

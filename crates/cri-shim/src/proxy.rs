@@ -6,8 +6,10 @@
 //! ```
 //!
 //! Both sides of a call run in one task. Whichever side breaks, the other is reset when its handles are dropped.
+//! The few methods of [`Read`] are read whole before they are handed on.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use h2::RecvStream;
@@ -18,11 +20,12 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 
 use crate::client::Client;
-use crate::exchange;
+use crate::exchange::{self, Answer};
 use crate::grpc::Meter;
 use crate::pipe::{self, Broken, Verdict};
 use crate::shim::Shim;
 use crate::upstream::{CONNECTION_WINDOW, MAX_FRAME, MAX_HEADERS, STREAM_WINDOW, Upstream};
+use crate::{create, lifecycle};
 
 /// Resets that a client may have pending before it is taken for an attacker; the default of 20 is soon reached by a
 /// client that cancels many streams at once.
@@ -71,17 +74,100 @@ async fn call(
     request: Request<RecvStream>,
     respond: SendResponse<Bytes>,
 ) {
+    let begun = Instant::now();
     let mut client = Client::new(respond);
     let (mut parts, body) = request.into_parts();
     parts.uri = exchange::uri(parts.uri);
-    let head = Request::from_parts(parts, ());
-    if let Err(verdict) = pass(&upstream, head, body, &mut client, shim.config.max_message_bytes).await {
+    let mut head = Request::from_parts(parts, ());
+    let max = shim.config.max_message_bytes;
+    let done = match Read::of(head.uri().path()) {
+        None => pass(&upstream, head, body, &mut client, max).await,
+        Some(method) => match exchange::read(body, max).await {
+            Ok((body, _)) => {
+                // An edited body has another length; HTTP/2 frames it anyway.
+                head.headers_mut().remove(http::header::CONTENT_LENGTH);
+                let call = Call { shim, upstream, head, body, begun };
+                method.handle(call, &mut client).await
+            }
+            Err(Broken::TooLarge(status)) => Err(Verdict::Status(status)),
+            Err(Broken::Source(_) | Broken::Sink) => return,
+        },
+    };
+    if let Err(verdict) = done {
         client.fail(verdict);
     }
 }
 
+/// The methods that are read whole.
+#[derive(Clone, Copy, Debug)]
+enum Read {
+    Create,
+    Start,
+    Stop,
+    Remove,
+    RemoveSandbox,
+}
+
+impl Read {
+    fn of(path: &str) -> Option<Self> {
+        match path.strip_prefix("/runtime.v1.RuntimeService/")? {
+            "CreateContainer" => Some(Self::Create),
+            "StartContainer" => Some(Self::Start),
+            "StopContainer" => Some(Self::Stop),
+            "RemoveContainer" => Some(Self::Remove),
+            "RemovePodSandbox" => Some(Self::RemoveSandbox),
+            _ => None,
+        }
+    }
+
+    async fn handle(self, call: Call, client: &mut Client) -> Result<(), Verdict> {
+        match self {
+            Self::Create => create::handle(call, client).await,
+            Self::Start => lifecycle::start(call, client).await,
+            Self::Stop => lifecycle::stop(call, client).await,
+            Self::Remove => lifecycle::remove(call, client).await,
+            Self::RemoveSandbox => lifecycle::remove_sandbox(call, client).await,
+        }
+    }
+}
+
+/// A call that was read whole.
+pub(crate) struct Call {
+    pub(crate) shim: Arc<Shim>,
+    upstream: Arc<Upstream>,
+    pub(crate) head: Request<()>,
+    pub(crate) body: Bytes,
+    pub(crate) begun: Instant,
+}
+
+impl Call {
+    /// The runtime's answer to this call with `body`; `None` if the client gave up, and then the runtime is told so.
+    pub(crate) async fn ask(&self, body: Bytes, client: &mut Client) -> Result<Option<Answer>, Verdict> {
+        let max = self.shim.config.max_message_bytes;
+        tokio::select! {
+            answer = exchange::call(&self.upstream, self.head.clone(), body, max) => answer.map(Some),
+            () = client.gone() => Ok(None),
+        }
+    }
+
+    /// Gives the client the runtime's answer, if it still wants one.
+    pub(crate) async fn give(&self, answer: Option<Answer>, client: &mut Client) -> Result<(), Verdict> {
+        if let Some(answer) = answer {
+            // Fails only when the client is gone.
+            _ = client.answer(answer).await;
+        }
+        Ok(())
+    }
+
+    /// Hands the call through as it came.
+    pub(crate) async fn hand_through(&self, client: &mut Client) -> Result<(), Verdict> {
+        let answer = self.ask(self.body.clone(), client).await?;
+        self.give(answer, client).await
+    }
+}
+
 /// Hands one call through, piece by piece.
-pub(crate) async fn pass(
+async fn pass(
     upstream: &Upstream,
     head: Request<()>,
     body: RecvStream,

@@ -68,7 +68,13 @@ fn read_field(message: &[u8], start: usize) -> Option<Field<'_>> {
 }
 
 /// Moves `at` behind a value; `Some(Some(…))` is the content of a length-delimited one.
-fn skip<'a>(message: &'a [u8], at: &mut usize, number: u32, kind: u8, depth: u32) -> Option<Option<&'a [u8]>> {
+fn skip<'a>(
+    message: &'a [u8],
+    at: &mut usize,
+    number: u32,
+    kind: u8,
+    depth: u32,
+) -> Option<Option<&'a [u8]>> {
     let fixed = match kind {
         0 => {
             varint(message, at)?;
