@@ -13,8 +13,8 @@ WORDS = "wood frog freezes solid in winter and hops away when it thaws".split()
 def catalogue(megabytes):
     """Objects of many kinds and sizes that take about this much memory, the same in each run."""
     records = {}
-    # A record takes about 1.6 KiB: its dict, strings, numbers and list.
-    for number in range(megabytes * 640):
+    # A record takes about 1.6 KB: its dict, strings, numbers and list.
+    for number in range(megabytes * 600):
         records[f"item-{number:07}"] = {
             "name": f"{WORDS[number % len(WORDS)]} {number}",
             "price": number * 1.25,
@@ -75,6 +75,6 @@ class Server(ThreadingHTTPServer):
 
 
 if __name__ == "__main__":
-    server = Server(int(sys.argv[1]) if len(sys.argv) > 1 else 150)
+    server = Server(int(sys.argv[1]) if len(sys.argv) > 1 else 195)
     print(f"serving {len(server.records)} records", flush=True)
     server.serve_forever()
