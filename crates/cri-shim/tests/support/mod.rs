@@ -18,15 +18,15 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use woodfrog_cri_shim::{Config, run};
 
-pub const SOON: Duration = Duration::from_secs(5);
+pub(crate) const SOON: Duration = Duration::from_secs(5);
 
 /// `future`, which must not take long.
-pub async fn soon<T>(future: impl Future<Output = T>) -> T {
+pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(SOON, future).await.expect("within five seconds")
 }
 
 /// `condition` becomes true before long.
-pub async fn until(what: &str, condition: impl Fn() -> bool) {
+pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
     for _ in 0..500 {
         if condition() {
             return;
@@ -36,7 +36,7 @@ pub async fn until(what: &str, condition: impl Fn() -> bool) {
     panic!("not within five seconds: {what}");
 }
 
-pub fn map(pairs: &[(&str, &str)]) -> HeaderMap {
+pub(crate) fn map(pairs: &[(&str, &str)]) -> HeaderMap {
     let mut map = HeaderMap::new();
     for (name, value) in pairs {
         map.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap());
@@ -44,17 +44,17 @@ pub fn map(pairs: &[(&str, &str)]) -> HeaderMap {
     map
 }
 
-pub fn frame(message: &[u8]) -> Bytes {
+pub(crate) fn frame(message: &[u8]) -> Bytes {
     [&[0][..], &(message.len() as u32).to_be_bytes(), message].concat().into()
 }
 
-pub fn decode<M: Message + Default>(body: &[u8]) -> M {
+pub(crate) fn decode<M: Message + Default>(body: &[u8]) -> M {
     assert_eq!(u32::from_be_bytes(body[1..5].try_into().unwrap()) as usize, body.len() - 5);
     M::decode(&body[5..]).unwrap()
 }
 
 /// A body, with the windows opened as it is read.
-pub async fn read(body: &mut RecvStream) -> Result<(Bytes, Option<HeaderMap>), h2::Error> {
+pub(crate) async fn read(body: &mut RecvStream) -> Result<(Bytes, Option<HeaderMap>), h2::Error> {
     let mut whole = BytesMut::new();
     while let Some(data) = body.data().await {
         let data = data?;
@@ -64,7 +64,11 @@ pub async fn read(body: &mut RecvStream) -> Result<(Bytes, Option<HeaderMap>), h
     Ok((whole.freeze(), body.trailers().await?))
 }
 
-pub async fn send(stream: &mut SendStream<Bytes>, mut data: Bytes, end: bool) -> Result<(), h2::Error> {
+pub(crate) async fn send(
+    stream: &mut SendStream<Bytes>,
+    mut data: Bytes,
+    end: bool,
+) -> Result<(), h2::Error> {
     while !data.is_empty() {
         stream.reserve_capacity(data.len());
         while stream.capacity() == 0 {
@@ -85,7 +89,7 @@ type Handled = Pin<Box<dyn Future<Output = ()> + Send>>;
 type Handler = Arc<dyn Fn(Request<RecvStream>, SendResponse<Bytes>) -> Handled + Send + Sync>;
 
 /// A runtime on a socket; it ends when dropped, with all its connections.
-pub struct Runtime {
+pub(crate) struct Runtime {
     _server: Abort,
 }
 
@@ -98,7 +102,7 @@ impl Drop for Abort {
 }
 
 impl Runtime {
-    pub fn start<F, H>(socket: &Path, handler: H) -> Self
+    pub(crate) fn start<F, H>(socket: &Path, handler: H) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
         H: Fn(Request<RecvStream>, SendResponse<Bytes>) -> F + Send + Sync + 'static,
@@ -110,7 +114,7 @@ impl Runtime {
     }
 
     /// Answers each call by its path and its body.
-    pub fn answering(
+    pub(crate) fn answering(
         socket: &Path,
         answer: impl Fn(&str, Bytes) -> Result<Bytes, u16> + Send + Sync + 'static,
     ) -> Self {
@@ -139,17 +143,17 @@ async fn serve(listener: UnixListener, handler: Handler) {
     while let Ok((stream, _)) = listener.accept().await {
         let handler = handler.clone();
         connections.spawn(async move {
-            let mut calls = tokio::task::JoinSet::new();
             let Ok(mut connection) = h2::server::handshake(stream).await else { return };
             while let Some(Ok((request, respond))) = connection.accept().await {
-                calls.spawn(handler(request, respond));
+                // Outlives its connection, to see it end.
+                tokio::spawn(handler(request, respond));
             }
         });
     }
 }
 
 /// A whole successful answer.
-pub async fn reply(respond: &mut SendResponse<Bytes>, body: Bytes) {
+pub(crate) async fn reply(respond: &mut SendResponse<Bytes>, body: Bytes) {
     let mut head = Response::new(());
     *head.headers_mut() = map(&[("content-type", "application/grpc")]);
     let Ok(mut stream) = respond.send_response(head, false) else { return };
@@ -159,14 +163,14 @@ pub async fn reply(respond: &mut SendResponse<Bytes>, body: Bytes) {
 }
 
 /// A directory with a shim in it, which ends when dropped.
-pub struct Node {
-    pub dir: tempfile::TempDir,
-    pub config: Config,
+pub(crate) struct Node {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) config: Config,
     shim: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
 }
 
 impl Node {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         let mut config = Config::new(at("cri.sock"), at("runtime.sock"));
@@ -181,13 +185,13 @@ impl Node {
     }
 
     /// A node whose shim runs.
-    pub async fn up() -> Self {
+    pub(crate) async fn up() -> Self {
         let mut node = Self::new();
         node.start().await;
         node
     }
 
-    pub async fn start(&mut self) {
+    pub(crate) async fn start(&mut self) {
         let (stop, stopped) = oneshot::channel();
         let config = self.config.clone();
         let task = tokio::spawn(async move {
@@ -199,21 +203,21 @@ impl Node {
     }
 
     /// Asks the shim to end and gives what to wait for.
-    pub fn stop(&mut self) -> JoinHandle<()> {
+    pub(crate) fn stop(&mut self) -> JoinHandle<()> {
         let (stop, task) = self.shim.take().unwrap();
         _ = stop.send(());
         task
     }
 
-    pub fn runtime(&self) -> PathBuf {
+    pub(crate) fn runtime(&self) -> PathBuf {
         self.config.runtime.clone()
     }
 
-    pub async fn client(&self) -> Client {
+    pub(crate) async fn client(&self) -> Client {
         Client::connect(&self.config.listen).await
     }
 
-    pub fn control_dirs(&self) -> Vec<PathBuf> {
+    pub(crate) fn control_dirs(&self) -> Vec<PathBuf> {
         let Ok(entries) = std::fs::read_dir(&self.config.containers) else { return vec![] };
         entries.map(|entry| entry.unwrap().path()).collect()
     }
@@ -221,40 +225,40 @@ impl Node {
 
 /// What a client sees of a call.
 #[derive(Debug)]
-pub struct Outcome {
-    pub head: Response<()>,
+pub(crate) struct Outcome {
+    pub(crate) head: Response<()>,
     /// Whether the head was all.
-    pub head_only: bool,
-    pub body: Bytes,
-    pub trailers: HeaderMap,
+    pub(crate) head_only: bool,
+    pub(crate) body: Bytes,
+    pub(crate) trailers: HeaderMap,
 }
 
 impl Outcome {
-    pub fn status(&self) -> &str {
+    pub(crate) fn status(&self) -> &str {
         let value = self.trailers.get("grpc-status").or_else(|| self.head.headers().get("grpc-status"));
         value.map_or("", |v| v.to_str().unwrap())
     }
 
-    pub fn message(&self) -> &str {
+    pub(crate) fn message(&self) -> &str {
         let value = self.trailers.get("grpc-message").or_else(|| self.head.headers().get("grpc-message"));
         value.map_or("", |v| v.to_str().unwrap())
     }
 }
 
-pub struct Client {
+pub(crate) struct Client {
     sender: SendRequest<Bytes>,
     _connection: Abort,
 }
 
 impl Client {
-    pub async fn connect(socket: &Path) -> Self {
+    pub(crate) async fn connect(socket: &Path) -> Self {
         let stream = UnixStream::connect(socket).await.unwrap();
         let (sender, connection) = h2::client::handshake(stream).await.unwrap();
         Self { sender, _connection: Abort(tokio::spawn(async move { _ = connection.await })) }
     }
 
     /// Begins a call.
-    pub async fn open(
+    pub(crate) async fn open(
         &self,
         path: &str,
         metadata: &HeaderMap,
@@ -267,7 +271,12 @@ impl Client {
     }
 
     /// A whole call.
-    pub async fn call(&self, path: &str, metadata: &HeaderMap, body: Bytes) -> Result<Outcome, h2::Error> {
+    pub(crate) async fn call(
+        &self,
+        path: &str,
+        metadata: &HeaderMap,
+        body: Bytes,
+    ) -> Result<Outcome, h2::Error> {
         let (response, mut stream) = self.open(path, metadata).await;
         // A server may answer without having read everything.
         _ = send(&mut stream, body, true).await;
@@ -279,11 +288,11 @@ impl Client {
     }
 
     /// A whole call of a CRI method, with types.
-    pub async fn ask(&self, method: &str, request: &impl Message) -> Outcome {
+    pub(crate) async fn ask(&self, method: &str, request: &impl Message) -> Outcome {
         let path = format!("/runtime.v1.RuntimeService/{method}");
         soon(self.call(&path, &HeaderMap::new(), frame(&request.encode_to_vec()))).await.unwrap()
     }
 }
 
 /// Values that a handler leaves for the test.
-pub type Shared<T> = Arc<Mutex<T>>;
+pub(crate) type Shared<T> = Arc<Mutex<T>>;
