@@ -50,6 +50,16 @@ def listen(family, where):
     return sock
 
 
+if kind == "restricted":  # as a container runtime would start it
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+    refuse(425)
+    os.setgroups([1000, 2000])
+    os.setresgid(1000, 1000, 1000)
+    for capability in range(41):
+        libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
+    os.setresuid(1000, 1000, 1000)
+    prctl(PR_SET_DUMPABLE, 1)
+
 listener, listener6 = listen(socket.AF_INET, (address, 8080)), listen(socket.AF_INET6, ("::", 8081))
 datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 datagrams.bind((address, 5353))
@@ -75,14 +85,6 @@ timer = os.timerfd_create(time.CLOCK_MONOTONIC)
 signal.signal(signal.SIGUSR1, lambda *_: None)
 
 if kind == "restricted":
-    prctl(PR_SET_NO_NEW_PRIVS, 1)
-    refuse(425)
-    os.setgroups([1000, 2000])
-    os.setresgid(1000, 1000, 1000)
-    for capability in range(41):
-        libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
-    os.setresuid(1000, 1000, 1000)
-    prctl(PR_SET_DUMPABLE, 1)
     refuse(426)
     signal.pause()
 

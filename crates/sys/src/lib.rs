@@ -3,15 +3,19 @@
 //! Every `unsafe` of the node's programs is in this crate, one topic a file:
 //!
 //! - [`process`]: start a program inside the namespaces and cgroups of another process, with a wished PID;
+//! - [`access`]: whether a resolved file may be opened;
 //! - [`mount`]: overlay mounts that exist only as a descriptor;
 //! - [`scm`]: descriptors sent over unix sockets;
+//! - [`seccomp`]: filters of another process;
 //! - `ready` (feature `tokio`): descriptors that a tokio program waits for.
 
 #![allow(unsafe_code)]
 
+pub mod access;
 pub mod mount;
 pub mod pid1;
 pub mod process;
 #[cfg(feature = "tokio")]
 pub mod ready;
 pub mod scm;
+pub mod seccomp;

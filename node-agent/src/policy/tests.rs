@@ -147,7 +147,8 @@ fn server() -> Checkpoint {
     let root = images.tasks[0].creds().unwrap().cap_prm.clone();
     assert!(CapSet::from_words(&root).unwrap().has(DEFAULT));
     for task in &mut images.tasks {
-        let cores = std::iter::once(&mut task.core).chain(task.threads.iter_mut().map(|thread| &mut thread.core));
+        let cores =
+            std::iter::once(&mut task.core).chain(task.threads.iter_mut().map(|thread| &mut thread.core));
         for creds in cores.filter_map(|core| core.thread_core.as_mut()?.creds.as_mut()) {
             for set in [&mut creds.cap_prm, &mut creds.cap_eff, &mut creds.cap_bnd] {
                 set[0] &= DEFAULT.0 as u32;
@@ -240,7 +241,9 @@ fn everything_is_told_at_once() {
     let target = Target { permitted: CapSet::default(), ..container.restricted(&open("restricted")) };
     let violations = check(&images, &target).unwrap_err();
     let fields = fields(&violations);
-    for field in ["uid", "gid", "cap_prm", "cap_bnd", "no_new_privs", "seccomp_mode", "unknown image file", "name"] {
+    for field in
+        ["uid", "gid", "cap_prm", "cap_bnd", "no_new_privs", "seccomp_mode", "unknown image file", "name"]
+    {
         assert!(fields.contains(field), "{field} in {fields:?}");
     }
 }
@@ -355,7 +358,11 @@ fn a_process_may_have_added_filters_where_pid_1_has_none() {
         return;
     }
     let mut images = server();
-    images.seccomp.push(SeccompFilter { filter: vec![6, 0, 0, 0, 0, 0, 0, 0], prev: Some(0), flags: Some(1) });
+    images.seccomp.push(SeccompFilter {
+        filter: vec![6, 0, 0, 0, 0, 0, 0, 0],
+        prev: Some(0),
+        flags: Some(1),
+    });
     images.tasks[2].core.thread_core.as_mut().unwrap().seccomp_filter = Some(1);
     let target = under_root(&images);
     check(&images, &target).unwrap_or_else(|violations| panic!("{violations:#?}"));
