@@ -191,8 +191,9 @@ fn regular(rules: &mut Rules<'_>, id: u32, reg: &RegFile, who: &str, uses: &Uses
             SUPPORTED,
         );
     }
-    // A file that only a message in a socket's queue holds is opened like one with a descriptor.
-    if !remapped && (uses.descriptors.contains(&id) || !uses.special.contains(&id)) {
+    // Any file may be under way in a socket's queue, and is then opened like one with a descriptor.
+    let opened = uses.descriptors.contains(&id) || !uses.special.contains(&id) || rules.images.socket_queues;
+    if opened && !remapped {
         let opening = Opening::file(id, reg, Access::from_flags(reg.flags), "open".into());
         rules.openings.push(opening);
     }

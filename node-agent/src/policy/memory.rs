@@ -1,5 +1,7 @@
 //! Address spaces: mappings of known kinds, in order, within the user's half; locked memory; page maps inside them.
 
+use std::fmt;
+
 use woodfrog_criu::images::messages::memory::{Vma, status};
 use woodfrog_criu::images::{Body, PAGE_SIZE};
 
@@ -46,6 +48,16 @@ const PROT_WRITE: u32 = 2;
 
 const SUPPORTED: &str = "freeze the pod without this mapping; it is not supported";
 
+/// Addresses, for messages.
+#[derive(Clone, Copy)]
+struct Range(u64, u64);
+
+impl fmt::Display for Range {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}-{:#x}", self.0, self.1)
+    }
+}
+
 pub(super) fn judge(rules: &mut Rules<'_>) {
     for task in &rules.images.tasks {
         let Some(body) = &task.body else { continue };
@@ -84,22 +96,31 @@ pub(super) fn judge(rules: &mut Rules<'_>) {
 
 fn mapping(rules: &mut Rules<'_>, vma: &Vma, previous_end: u64, who: &str) {
     let report = &mut rules.report;
-    let at = format!("{:#x}-{:#x}", vma.start, vma.end);
+    let at = Range(vma.start, vma.end);
     let own_half = vma.start >= LOWEST && vma.end <= HIGHEST;
     let vsyscall =
         vma.status & status::VSYSCALL != 0 && vma.start == VSYSCALL && vma.end == VSYSCALL + PAGE_SIZE;
-    report.require(own_half || vsyscall, who, "vmas", &at, format!("{LOWEST:#x}-{HIGHEST:#x}"), TAMPERED);
-    let shaped = vma.start < vma.end && vma.start % PAGE_SIZE == 0 && vma.end % PAGE_SIZE == 0;
+    report.require(own_half || vsyscall, who, "vmas", at, Range(LOWEST, HIGHEST), TAMPERED);
+    let shaped =
+        vma.start < vma.end && vma.start.is_multiple_of(PAGE_SIZE) && vma.end.is_multiple_of(PAGE_SIZE);
     // Guards lie inside the mappings that they guard and come after all others.
     let ordered = vma.start >= previous_end || vma.status & status::GUARD != 0;
-    report.require(shaped && ordered, who, "vmas", &at, "pages in ascending order without overlap", TAMPERED);
+    report.require(shaped && ordered, who, "vmas", at, "pages in ascending order without overlap", TAMPERED);
     for (field, bits, known) in [
         ("vma status", vma.status, KINDS),
         ("vma flags", vma.flags, MAP_FLAGS),
         ("vma prot", vma.prot, PROTECTIONS),
     ] {
-        let value = format!("{:#x} at {at}", bits & !known);
-        report.require(bits & !known == 0, who, field, value, format!("bits of {known:#x}"), SUPPORTED);
+        let unknown = bits & !known;
+        if unknown != 0 {
+            report.refuse(
+                who,
+                field,
+                format!("{unknown:#x} at {at}"),
+                format!("bits of {known:#x}"),
+                SUPPORTED,
+            );
+        }
     }
 }
 
@@ -109,9 +130,9 @@ fn file(rules: &mut Rules<'_>, vma: &Vma, who: &str) {
     if vma.status & (status::FILE_PRIVATE | status::FILE_SHARED) == 0 && vma.status & status::MEMFD == 0 {
         return;
     }
-    let at = format!("{:#x} of {:#x}-{:#x}", vma.shmid, vma.start, vma.end);
+    let at = || format!("{:#x} of {}", vma.shmid, Range(vma.start, vma.end));
     let Some(file) = u32::try_from(vma.shmid).ok().and_then(|id| rules.images.files.get(&id)) else {
-        return rules.report.refuse(who, "vma file", at, "an entry of files.img", TAMPERED);
+        return rules.report.refuse(who, "vma file", at(), "an entry of files.img", TAMPERED);
     };
     let shared_write = vma.flags & MAP_TYPE == MAP_SHARED && vma.prot & PROT_WRITE != 0;
     // CRIU's own default, for images that do not say.
@@ -125,9 +146,13 @@ fn file(rules: &mut Rules<'_>, vma: &Vma, who: &str) {
             rules.openings.push(opening);
         }
         (None, Some(_)) if is_memfd => {}
-        _ => {
-            rules.report.refuse(who, "vma file", at, "a regular file or memfd, as its status says", TAMPERED)
-        }
+        _ => rules.report.refuse(
+            who,
+            "vma file",
+            at(),
+            "a regular file or memfd, as its status says",
+            TAMPERED,
+        ),
     }
 }
 
@@ -144,7 +169,6 @@ fn pages(rules: &mut Rules<'_>, body: &Body, who: &str) {
                 _ => break,
             }
         }
-        let value = format!("{start:#x}-{end:#x}");
-        rules.report.require(at >= end, who, "pagemap", value, "pages of its mappings", TAMPERED);
+        rules.report.require(at >= end, who, "pagemap", Range(start, end), "pages of its mappings", TAMPERED);
     }
 }

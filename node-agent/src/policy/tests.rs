@@ -646,6 +646,18 @@ fn files_are_opened_only_where_pid_1_could_and_how_it_could() {
 }
 
 #[test]
+fn a_file_that_may_be_under_way_in_a_socket_is_judged_in_its_own_mode() {
+    if !root() {
+        return;
+    }
+    let (mut images, _container, target) = restricted();
+    named(&mut images, "/usr/bin/python3.14").flags = 2;
+    check(&images, &target).unwrap_or_else(|violations| panic!("only executed: {violations:#?}"));
+    images.socket_queues = true;
+    refused(&images, &target, "name");
+}
+
+#[test]
 fn devices_are_the_standard_ones_or_those_of_the_container() {
     if !root() {
         return;

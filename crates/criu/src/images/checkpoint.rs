@@ -54,6 +54,8 @@ pub struct Checkpoint {
     pub timens: BTreeMap<u32, Timens>,
     /// Page maps of shared memory by shmid.
     pub shared_pages: BTreeMap<u64, PagesFile>,
+    /// Queues of unix sockets were dumped: descriptors may be under way in them.
+    pub socket_queues: bool,
     /// Names of files that are none of the kinds a dump in the container's own namespaces writes.
     pub unknown: Vec<String>,
     /// The order of `files.img`.
@@ -89,10 +91,12 @@ impl Checkpoint {
     pub fn open(dir: &ImageDir, ours: &[&str]) -> Result<Self, ImageError> {
         let mut names = BTreeSet::new();
         let mut unknown = Vec::new();
+        let mut socket_queues = false;
         for name in dir.names()? {
             match ImageName::parse(&name) {
                 _ if ours.contains(&name.as_str()) => {}
                 ImageName::Unknown => unknown.push(name),
+                ImageName::Data if name == "sk-queues.img" => socket_queues = true,
                 ImageName::Data | ImageName::Ignored | ImageName::Pages(_) => {}
                 kind => {
                     names.insert(kind);
@@ -128,6 +132,7 @@ impl Checkpoint {
             tcp_streams: Vec::new(),
             timens: BTreeMap::new(),
             shared_pages: BTreeMap::new(),
+            socket_queues,
             unknown,
             file_order,
         };
