@@ -185,7 +185,7 @@ mod tests {
         assert!(dirs.candidates().is_empty());
         let token = creating.token.clone();
         drop(creating);
-        assert_eq!(dirs.candidates(), [token.clone()]);
+        assert_eq!(dirs.candidates(), std::slice::from_ref(&token));
         dirs.remove(&token).unwrap();
         dirs.remove(&token).unwrap();
         assert!(dirs.candidates().is_empty());

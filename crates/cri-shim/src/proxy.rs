@@ -24,11 +24,13 @@ use crate::exchange::{self, Answer};
 use crate::grpc::Meter;
 use crate::pipe::{self, Broken, Verdict};
 use crate::shim::Shim;
-use crate::upstream::{CONNECTION_WINDOW, MAX_FRAME, MAX_HEADERS, STREAM_WINDOW, Upstream};
+use crate::upstream::{
+    CONNECTION_WINDOW, MAX_FRAME, MAX_HEADERS, REMEMBERED_RESETS, STREAM_WINDOW, Upstream,
+};
 use crate::{create, lifecycle};
 
 /// Resets that a client may have pending before it is taken for an attacker; the default of 20 is soon reached by a
-/// client that cancels many streams at once.
+/// client that cancels many calls at once.
 const PENDING_RESETS: usize = 1024;
 
 /// Serves one client until it leaves, or until its calls have ended after `stop`.
@@ -39,6 +41,8 @@ pub(crate) async fn serve(stream: UnixStream, shim: Arc<Shim>, mut stop: watch::
         .max_frame_size(MAX_FRAME)
         .max_header_list_size(MAX_HEADERS)
         .max_pending_accept_reset_streams(PENDING_RESETS)
+        .max_concurrent_reset_streams(REMEMBERED_RESETS)
+        .max_local_error_reset_streams(None)
         .handshake::<_, Bytes>(stream);
     let mut connection = tokio::select! {
         connection = handshake => match connection {

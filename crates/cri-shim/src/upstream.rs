@@ -22,6 +22,9 @@ pub(crate) const CONNECTION_WINDOW: u32 = 4 << 20;
 pub(crate) const MAX_FRAME: u32 = 64 << 10;
 /// Largest header list that is accepted, in bytes; grpc-go's default.
 pub(crate) const MAX_HEADERS: u32 = 16 << 20;
+/// Streams that were reset and whose late frames are still expected. Frames on others count as errors, and h2 ends a
+/// connection after 1024 of them unless told not to: connections here live for months, between processes of root.
+pub(crate) const REMEMBERED_RESETS: usize = 1024;
 
 /// Why the runtime cannot be asked.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +84,8 @@ impl Upstream {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_frame_size(MAX_FRAME)
             .max_header_list_size(MAX_HEADERS)
+            .max_concurrent_reset_streams(REMEMBERED_RESETS)
+            .max_local_error_reset_streams(None)
             .enable_push(false)
             .handshake(stream)
             .await

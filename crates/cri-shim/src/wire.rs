@@ -145,16 +145,15 @@ pub(crate) fn without(message: &[u8], number: u32) -> Result<Vec<u8>, WireError>
     Ok(out)
 }
 
+/// Makes a message of another.
+pub(crate) type Change<'a> = dyn FnMut(&[u8]) -> Result<Vec<u8>, WireError> + 'a;
+
 /// `message` with the message at `path` (field numbers from the outside in) replaced by what `change` makes of it,
 /// in its place.
 ///
 /// # Errors
 /// Malformed bytes, a path that leads nowhere or to more than one place, or an error of `change`.
-pub(crate) fn change(
-    message: &[u8],
-    path: &[u32],
-    change_it: &mut dyn FnMut(&[u8]) -> Result<Vec<u8>, WireError>,
-) -> Result<Vec<u8>, WireError> {
+pub(crate) fn change(message: &[u8], path: &[u32], change_it: &mut Change<'_>) -> Result<Vec<u8>, WireError> {
     let Some((&number, rest)) = path.split_first() else { return change_it(message) };
     let mut out = Vec::with_capacity(message.len() + 1024);
     let mut found = false;

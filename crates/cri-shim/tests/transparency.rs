@@ -427,10 +427,10 @@ async fn calls_under_way_are_ended_before_the_shim() {
         tokio::time::sleep(Duration::from_millis(100)).await;
         assert!(!stopped.is_finished());
         finish.send(()).unwrap();
-        stopped
+        Some(stopped)
     };
     let (outcome, stopped) = soon(async { tokio::join!(call, end) }).await;
     assert_eq!(outcome.unwrap().body, frame(b"late"));
     drop(client);
-    soon(stopped).await.unwrap();
+    soon(stopped.unwrap()).await.unwrap();
 }
