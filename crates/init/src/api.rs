@@ -40,8 +40,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) generation: u64,
     /// Digest of its image.
     pub(crate) image: &'a str,
-    /// Whether the agent can be asked for a checkpoint.
-    pub(crate) has_agent: bool,
+    /// Whether a checkpoint can be asked for.
+    pub(crate) can_checkpoint: bool,
 }
 
 /// The listener and its clients.
@@ -130,9 +130,9 @@ impl Client {
 impl Asked {
     /// Answers and closes. Whether a checkpoint was asked for and can be had.
     pub(crate) fn answer(mut self, facts: &Facts<'_>) -> bool {
-        let checkpoint = self.request == Ok(Request::Checkpoint) && facts.has_agent;
+        let checkpoint = self.request == Ok(Request::Checkpoint) && facts.can_checkpoint;
         let response = match self.request {
-            Ok(Request::Checkpoint) if facts.has_agent => http::response("202 Accepted", "", ""),
+            Ok(Request::Checkpoint) if facts.can_checkpoint => http::response("202 Accepted", "", ""),
             Ok(Request::Checkpoint) => http::response("503 Service Unavailable", "Retry-After: 5\r\n", ""),
             Ok(Request::Generation) => {
                 let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"+._-:".contains(&b);

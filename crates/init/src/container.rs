@@ -159,7 +159,8 @@ fn live(init: &mut Machine<Container>, signals: &Signals, thaw: bool) -> Control
 /// Sleeps until something happens or is due. Allocates nothing.
 fn wait(init: &Machine<Container>, signals: &Signals) {
     let Container { link, api, .. } = &init.world;
-    let (listener, clients) = (api.listener().filter(|_| !init.dumping()), api.clients());
+    let (listener, clients) =
+        if init.api_rests() { Default::default() } else { (api.listener(), api.clients()) };
     let mut entries: [PollFd<'_>; 4 + MAX_CLIENTS] = std::array::from_fn(|i| {
         let descriptor = match i {
             0 => Some(signals.as_fd()),
@@ -174,7 +175,8 @@ fn wait(init: &Machine<Container>, signals: &Signals) {
             None => PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::empty()),
         }
     });
-    let due = [init.deadline(), link.deadline(), api.deadline()].into_iter().flatten().min();
+    let clients_due = api.deadline().filter(|_| !init.api_rests());
+    let due = [init.deadline(), link.deadline(), clients_due].into_iter().flatten().min();
     // Rounded up, so that what is due is due when poll returns.
     let timeout = due.map(|due| due.saturating_duration_since(Instant::now()) + Duration::from_micros(1));
     let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
@@ -229,14 +231,14 @@ fn hear(init: &mut Machine<Container>, now: Instant) -> ControlFlow<u8, bool> {
     Continue(heard || !useful)
 }
 
-/// Answers the application's requests; none while it is being dumped.
+/// Answers the application's requests.
 fn serve(init: &mut Machine<Container>, now: Instant) {
-    if init.dumping() {
+    if init.api_rests() {
         return;
     }
     while let Some(asked) = init.world.api.next(now) {
         let (generation, image) = init.generation();
-        if asked.answer(&Facts { generation, image, has_agent: init.has_agent() }) {
+        if asked.answer(&Facts { generation, image, can_checkpoint: init.can_checkpoint() }) {
             init.world.link.send(Say::CheckpointRequested(Empty {}));
         }
     }

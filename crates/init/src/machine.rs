@@ -436,14 +436,19 @@ impl<W: World> Machine<W> {
         }
     }
 
-    /// Whether a dump is on.
-    pub(crate) fn dumping(&self) -> bool {
-        matches!(&self.phase, Phase::Running(Application { dumping: true, .. }))
+    /// Whether the API is to answer nobody now: a dump must not find a connection open, and a root that has just been
+    /// let go must not be told the generation of before.
+    pub(crate) fn api_rests(&self) -> bool {
+        match &self.phase {
+            Phase::Waiting { .. } => false,
+            Phase::Leased(lease) => lease.root.is_some(),
+            Phase::Running(application) => application.dumping,
+        }
     }
 
-    /// Whether the agent is there to be told.
-    pub(crate) fn has_agent(&self) -> bool {
-        self.welcomed
+    /// Whether a checkpoint can be asked for: there is an application, and an agent to be told.
+    pub(crate) fn can_checkpoint(&self) -> bool {
+        self.welcomed && matches!(self.phase, Phase::Running(_))
     }
 
     /// Generation and image of a thawed application; 0 and nothing otherwise.

@@ -81,11 +81,20 @@ fn a_thawed_application_learns_its_generation_and_image() {
     connection.welcome(Start::Thaw, Some(listener.as_fd()));
     let request = "GET /generation HTTP/1.1\r\nHost: a\r\n\r\n";
     assert!(ask(&path, request).ends_with("\r\n\r\n{\"generation\":0,\"image\":\"\"}\n"));
+    let checkpoint = "POST /checkpoint HTTP/1.1\r\n\r\n";
+    assert!(ask(&path, checkpoint).starts_with("HTTP/1.1 503 "), "there is no application yet");
     let worker = sandbox.enter("sleep 1000 & echo $!; read x");
     connection.lease(&worker);
     connection.commit(worker.number());
+    let early = std::thread::spawn({
+        let path = path.clone();
+        move || ask(&path, request)
+    });
+    std::thread::sleep(Duration::from_millis(100));
     connection.done(5);
     worker.finish();
+    let early = early.join().unwrap();
+    assert!(early.contains("\"generation\":5"), "one that asks too early waits: {early}");
     assert!(ask(&path, request).ends_with("\r\n\r\n{\"generation\":5,\"image\":\"sha256:abc\"}\n"));
 
     let url = "http://localhost/generation";
