@@ -10,23 +10,25 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use oci_spec::image::Descriptor;
-use serde_json::{Value, json};
+use serde_json::json;
 use tempfile::NamedTempFile;
 
 use crate::archive::{Entry, Kind, Time};
 use crate::base::BaseImage;
+use crate::config;
 use crate::diff::{self, DiffError, DiffOptions, DiffReport};
-use crate::digest::{self, HashThread};
+use crate::digest;
+use crate::hashing::Hashing;
 use crate::labels;
 use crate::layer::{self, Compression, Layer};
-use crate::record::{CheckpointRecord, FileRecord, RecordError, VolumeRecord, rfc3339_text};
+use crate::record::{CheckpointRecord, FileRecord, RecordError, VolumeRecord};
 use crate::store::{BlobStore, StoreError};
 use crate::volume::{self, VolumeError, VolumeReport, VolumeSource};
 
@@ -262,8 +264,9 @@ impl<'s> ImageBuilder<'s> {
         let state = self.state_layer(&record)?;
         let new_layers: Vec<Layer> =
             self.diff.take().into_iter().chain([state]).chain(self.memory.drain(..)).collect();
-        let labels = self.labels(&new_layers);
-        let config = self.config(&new_layers, &labels)?;
+        let labels = config::labels(&self.base, &self.record, &new_layers);
+        let config = config::config(&self.base, &self.record, &new_layers, &labels)
+            .map_err(|source| BuildError::Json { part: "config", source })?;
         let config_digest = self.store.put(&config)?;
         let mut layers = self.base.layers.clone();
         layers.extend(new_layers.iter().map(descriptor));
@@ -319,57 +322,6 @@ impl<'s> ImageBuilder<'s> {
         Ok(layer)
     }
 
-    fn labels(&self, new_layers: &[Layer]) -> BTreeMap<&'static str, String> {
-        let diffs = new_layers.iter().filter(|layer| layer.role == labels::ROLE_DIFF).count();
-        BTreeMap::from([
-            (labels::FORMAT, labels::FORMAT_VERSION.to_string()),
-            (labels::ROOTFS_LAYERS, (self.base.layers.len() + diffs).to_string()),
-            (labels::MEMORY_BYTES, self.record.memory_bytes().to_string()),
-            (labels::STATE_BYTES, self.record.state_bytes().to_string()),
-            (labels::ARCHITECTURE, self.record.compatibility.architecture.clone()),
-            (labels::COMPATIBILITY, self.record.compatibility.to_string()),
-            (labels::SOURCE_IMAGE, self.record.source.image.clone()),
-            (labels::CREATED, rfc3339_text(self.record.created)),
-        ])
-    }
-
-    /// The base's config with our layers, labels and history. Fields that we do not know are kept.
-    fn config(
-        &self,
-        new_layers: &[Layer],
-        labels: &BTreeMap<&'static str, String>,
-    ) -> Result<Vec<u8>, BuildError> {
-        let created = rfc3339_text(self.record.created);
-        let mut config = self.base.config.clone();
-        config.insert("created".into(), created.clone().into());
-        let mut diff_ids = self.base.diff_ids();
-        diff_ids.extend(new_layers.iter().map(|layer| Value::from(layer.diff_id.clone())));
-        config.insert("rootfs".into(), json!({ "type": "layers", "diff_ids": diff_ids }));
-        match self.base.history() {
-            Some(mut history) => {
-                history.extend(new_layers.iter().map(
-                    |layer| json!({ "created": created, "created_by": format!("woodfrog: {}", layer.role) }),
-                ));
-                config.insert("history".into(), history.into());
-            }
-            None => {
-                config.remove("history");
-            }
-        }
-        let inner = config.entry("config").or_insert_with(|| json!({}));
-        if !inner.is_object() {
-            *inner = json!({});
-        }
-        let inner_labels = &mut inner["Labels"];
-        if !inner_labels.is_object() {
-            *inner_labels = json!({});
-        }
-        for (key, value) in labels {
-            inner_labels[*key] = value.clone().into();
-        }
-        serde_json::to_vec(&config).map_err(|source| BuildError::Json { part: "config", source })
-    }
-
     fn mtime(&self) -> Time {
         Time { seconds: unix_seconds(self.record.created), nanoseconds: 0 }
     }
@@ -413,53 +365,4 @@ fn descriptor(layer: &Layer) -> Descriptor {
         "annotations": { labels::ROLE: layer.role },
     });
     serde_json::from_value(json).expect("a layer's digest is a digest")
-}
-
-/// A reader whose bytes are hashed as they pass, and whose own errors are told from the writer's.
-#[derive(Debug)]
-struct Hashing<P> {
-    file: File,
-    pending: Vec<u8>,
-    hash: HashThread,
-    read: u64,
-    progress: P,
-    failed: Option<io::Error>,
-}
-
-impl<P: FnMut(u64)> Hashing<P> {
-    const BLOCK: usize = 1 << 20;
-
-    fn new(file: File, progress: P) -> Self {
-        let pending = Vec::with_capacity(Self::BLOCK);
-        Self { file, pending, hash: HashThread::start(), read: 0, progress, failed: None }
-    }
-
-    fn pass_on(&mut self) {
-        let block = std::mem::replace(&mut self.pending, Vec::with_capacity(Self::BLOCK));
-        self.hash.update(Arc::new(block));
-        (self.progress)(self.read);
-    }
-
-    fn finish(mut self) -> (String, u64) {
-        self.pass_on();
-        (self.hash.finish(), self.read)
-    }
-}
-
-impl<P: FnMut(u64)> Read for Hashing<P> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = match self.file.read(buffer) {
-            Err(e) if e.kind() != io::ErrorKind::Interrupted => {
-                self.failed = Some(io::Error::new(e.kind(), e.to_string()));
-                return Err(e);
-            }
-            result => result?,
-        };
-        self.pending.extend_from_slice(&buffer[..read]);
-        self.read += read as u64;
-        if self.pending.len() >= Self::BLOCK {
-            self.pass_on();
-        }
-        Ok(read)
-    }
 }

@@ -18,8 +18,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FileType;
 
 use crate::archive::Archive;
+use crate::inode::Node;
 use crate::labels;
-use crate::tree::{self, Node, Rules, SkipReason, TreeError, TreeReport, Verdict};
+use crate::tree::{self, Rules, SkipReason, TreeError, TreeReport, Verdict};
 
 /// Why a root file system diff could not be made.
 #[derive(Debug, thiserror::Error)]

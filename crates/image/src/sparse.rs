@@ -47,7 +47,8 @@ pub(crate) fn extents(file: &File, size: u64) -> io::Result<Vec<Extent>> {
 #[derive(Debug)]
 pub(crate) struct Content<'f> {
     file: &'f File,
-    extents: std::vec::IntoIter<Extent>,
+    extents: Vec<Extent>,
+    next: usize,
     current: Extent,
     zeros: u64,
     /// Where the last extent ended.
@@ -62,7 +63,8 @@ impl<'f> Content<'f> {
     pub(crate) fn new(file: &'f File, extents: &[Extent], size: u64, holes: bool) -> Self {
         Self {
             file,
-            extents: extents.to_vec().into_iter(),
+            extents: extents.to_vec(),
+            next: 0,
             current: (0, 0),
             zeros: 0,
             position: 0,
@@ -74,7 +76,8 @@ impl<'f> Content<'f> {
 
     /// Goes to the next extent; `false` at the end.
     fn advance(&mut self) -> bool {
-        let next = self.extents.next();
+        let next = self.extents.get(self.next).copied();
+        self.next += 1;
         let (start, length) = next.unwrap_or((self.size, 0));
         if self.holes {
             self.zeros = start.saturating_sub(self.position);

@@ -1,21 +1,16 @@
 //! Copies a directory tree into a tar archive by descriptors alone: no path is resolved twice, no symbolic link is
 //! followed, and the owner of the tree may go on writing to it.
-//!
-//! Every inode is opened once with `O_PATH` and everything else (type, attributes, content) is asked of that
-//! descriptor, so a name that is replaced meanwhile gives the old or the new file, never a mixture.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io::{self, Write};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags, RawDir, Stat};
-use rustix::io::Errno;
+use rustix::fs::FileType;
 
 use crate::archive::{Archive, Copied, Entry, Kind, Time};
+use crate::inode::{Node, names};
 use crate::sparse::{self, Content};
 use crate::store::StoreError;
 
@@ -125,97 +120,6 @@ pub(crate) trait Rules {
     fn keeps_holes(&self) -> bool;
 }
 
-/// An inode of the tree.
-#[derive(Debug)]
-pub(crate) struct Node {
-    path: OwnedFd,
-    pub(crate) stat: Stat,
-    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-}
-
-impl Node {
-    /// `None` if there is no such name any more.
-    fn open(parent: BorrowedFd<'_>, name: &[u8]) -> io::Result<Option<Self>> {
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let path = match rustix::fs::openat(parent, name, flags, Mode::empty()) {
-            Err(Errno::NOENT) => return Ok(None),
-            result => result?,
-        };
-        let stat = rustix::fs::fstat(&path)?;
-        let xattrs = xattrs(path.as_fd())?;
-        Ok(Some(Self { path, stat, xattrs }))
-    }
-
-    pub(crate) fn file_type(&self) -> FileType {
-        FileType::from_raw_mode(self.stat.st_mode)
-    }
-
-    pub(crate) fn is_empty_directory(&self) -> io::Result<bool> {
-        Ok(self.file_type() == FileType::Directory && self.names()?.is_empty())
-    }
-
-    fn names(&self) -> io::Result<Vec<Vec<u8>>> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        names(rustix::fs::openat(&self.path, ".", flags, Mode::empty())?.as_fd())
-    }
-
-    fn content(&self) -> io::Result<File> {
-        File::open(magic_link(self.path.as_fd()))
-    }
-}
-
-/// A path that means the very inode of a descriptor, whatever its type (proc_pid_fd(5)).
-fn magic_link(fd: BorrowedFd<'_>) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
-}
-
-/// The names in a directory, in byte order.
-pub(crate) fn names(directory: BorrowedFd<'_>) -> io::Result<Vec<Vec<u8>>> {
-    let mut buffer = [MaybeUninit::uninit(); 16 << 10];
-    let mut entries = RawDir::new(directory, &mut buffer);
-    let mut names = Vec::new();
-    while let Some(entry) = entries.next() {
-        let name = entry?.file_name().to_bytes().to_vec();
-        if name != b"." && name != b".." {
-            names.push(name);
-        }
-    }
-    names.sort();
-    Ok(names)
-}
-
-fn xattrs(node: BorrowedFd<'_>) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
-    let path = magic_link(node);
-    let Some(list) = read_growing(|buffer| rustix::fs::listxattr(&path, buffer))? else {
-        return Ok(Vec::new());
-    };
-    let mut xattrs = Vec::new();
-    for name in list.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-        if let Some(value) = read_growing(|buffer| rustix::fs::getxattr(&path, name, buffer))? {
-            xattrs.push((name.to_vec(), value));
-        }
-    }
-    xattrs.sort();
-    Ok(xattrs)
-}
-
-/// `None` where there are no attributes, or no such attribute any more.
-fn read_growing(read: impl Fn(&mut [u8]) -> rustix::io::Result<usize>) -> io::Result<Option<Vec<u8>>> {
-    let mut buffer = vec![0; 1 << 10];
-    loop {
-        match read(&mut buffer) {
-            Ok(length) => {
-                buffer.truncate(length);
-                return Ok(Some(buffer));
-            }
-            // The kernel's cap is 64 KiB (XATTR_SIZE_MAX, XATTR_LIST_MAX).
-            Err(Errno::RANGE) if buffer.len() < 1 << 20 => buffer.resize(buffer.len() * 8, 0),
-            Err(Errno::OPNOTSUPP | Errno::NODATA) => return Ok(None),
-            Err(e) => return Err(e.into()),
-        }
-    }
-}
-
 /// Copies what is in `root`, but not `root` itself. `cap` bounds the sum of the copied sizes, and `target` is the
 /// archive's place for errors.
 pub(crate) fn copy<W: Write>(
@@ -283,7 +187,7 @@ impl<W: Write, R: Rules> Copy<'_, W, R> {
             FileType::RegularFile => Kind::File { size: node.stat.st_size as u64 },
             FileType::Directory => Kind::Directory,
             FileType::Symlink => {
-                let target = rustix::fs::readlinkat(&node.path, "", Vec::new())
+                let target = rustix::fs::readlinkat(node.as_fd(), "", Vec::new())
                     .map_err(|e| failed_to("read the link", path)(e.into()))?;
                 Kind::Symlink { target: target.into_bytes() }
             }
@@ -313,7 +217,7 @@ impl<W: Write, R: Rules> Copy<'_, W, R> {
                 if opaque {
                     self.mark([path, b"/.wh..wh..opq"].concat(), node)?;
                 }
-                self.directory(node.path.as_fd(), path, names)
+                self.directory(node.as_fd(), path, names)
             }
             _ => self.append(&entry),
         }

@@ -6,12 +6,13 @@ use std::io::{self, Write};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
+use rustix::fs::FileType;
+
 use crate::archive::Archive;
+use crate::inode::{self, Node};
 use crate::record::VolumeKind;
 use crate::store::StoreError;
-use crate::tree::{self, Node, Rules, SkipReason, TreeError, TreeReport, Verdict};
-
-use rustix::fs::FileType;
+use crate::tree::{self, Rules, SkipReason, TreeError, TreeReport, Verdict};
 
 /// What an entry costs in an archive beside its content, about: its header and its records.
 pub(crate) const ENTRY_BYTES: u64 = 1024;
@@ -88,7 +89,7 @@ pub(crate) fn archive(
 fn measure(directory: BorrowedFd<'_>) -> io::Result<u64> {
     use rustix::fs::{AtFlags, Mode, OFlags};
     let mut bytes = 0;
-    for name in tree::names(directory)? {
+    for name in inode::names(directory)? {
         let Ok(stat) = rustix::fs::statat(directory, name.as_slice(), AtFlags::SYMLINK_NOFOLLOW) else {
             continue;
         };

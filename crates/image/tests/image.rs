@@ -118,7 +118,7 @@ fn a_thawed_container_s_image_replaces_the_checkpoint_and_keeps_the_root_file_sy
     let first = build(support::Base::new(&store).image(), "first");
     let first_config = serde_json::to_vec(&config(&store, &first)).unwrap();
     // The config's digest is that of its very bytes.
-    let first_bytes = std::fs::read(store.path(&first.config.digest().to_string()).unwrap()).unwrap();
+    let first_bytes = std::fs::read(store.path(first.config.digest().as_ref()).unwrap()).unwrap();
     assert_eq!(first_config.len(), first_bytes.len());
     let second = build(BaseImage::new(&first.manifest, &first_bytes).unwrap(), "second");
     let digests: Vec<_> = second.layers.iter().map(|layer| layer.digest().to_string()).collect();

@@ -376,7 +376,7 @@ async fn one_token_is_fetched_for_both_repositories_and_used() {
 async fn a_layer_that_is_not_what_its_digest_says_is_not_kept() {
     let scene = scene();
     let manifest = String::from_utf8(scene.image.manifest.clone()).unwrap();
-    let config_path = scene.store.path(&scene.image.config.digest().to_string()).unwrap();
+    let config_path = scene.store.path(scene.image.config.digest().as_ref()).unwrap();
     let config = std::fs::read_to_string(config_path).unwrap();
     let state = scene.image.new_layers[0].clone();
     let (length, digest) = (state.size as usize, state.digest.clone());
@@ -400,6 +400,7 @@ async fn a_layer_that_is_not_what_its_digest_says_is_not_kept() {
     let pulled = client.pull(&image).await.unwrap();
     let elsewhere = tempfile::tempdir().unwrap();
     let store = BlobStore::open(elsewhere.path()).unwrap();
-    client.record(&image, &pulled, &store).await.unwrap_err();
+    let error = client.record(&image, &pulled, &store).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Store(StoreError::WrongDigest { .. })), "{error:?}");
     assert!(store.get(&state.digest, state.size).unwrap().is_none());
 }

@@ -6,16 +6,16 @@ use std::io::{Seek, Write};
 use futures::StreamExt;
 use oci_client::Reference;
 use oci_client::client::current_platform_resolver;
+use oci_client::errors::DigestError;
 use oci_client::manifest::{ImageIndexEntry, OciDescriptor};
 use oci_client::secrets::RegistryAuth;
 use oci_spec::image::{Descriptor, ImageManifest};
 use serde::Deserialize;
 
+use super::Registry;
 use super::auth::Scope;
 use super::error::{Cause, RegistryError};
-use super::{BlobSource, Registry, RepositorySource};
 use crate::checkpoint::{CheckpointLabels, LabelError, ReadError, record_in_layer};
-use crate::digest::HashThread;
 use crate::labels;
 use crate::record::CheckpointRecord;
 use crate::store::{BlobStore, StoreError};
@@ -138,33 +138,35 @@ impl Registry {
         if let Some(file) = store.get(&digest, size)? {
             return Ok(file);
         }
-        let source = RepositorySource { registry: self.clone(), image: image.clone() };
         let cause = |cause| RegistryError::of(image, "read a layer of", cause, &self.options.credentials);
-        let reader = source.open(&digest, size).await.map_err(|e| cause(Cause::Io(e)))?;
-        let Some(reader) = reader else {
+        let Some(reader) = self.stream(image, &digest).await? else {
             return Err(cause(Cause::Status(404, String::new())));
         };
         let mut chunks = tokio_util::io::ReaderStream::with_capacity(reader, 256 << 10);
         let mut file = store.temporary()?;
-        let hash = HashThread::start();
         let mut copied = 0;
         let limit = self.options.timeouts.stall;
         loop {
             let chunk = match tokio::time::timeout(limit, chunks.next()).await {
                 Err(_) => return Err(RegistryError::slow(image, "read a layer of", limit)),
                 Ok(None) => break,
-                Ok(Some(chunk)) => chunk.map_err(|e| cause(Cause::Io(e)))?,
+                Ok(Some(Ok(chunk))) => chunk,
+                Ok(Some(Err(e))) => match e.get_ref().and_then(|e| e.downcast_ref()) {
+                    Some(DigestError::VerificationError { expected, actual }) => {
+                        let (expected, found) = (expected.clone(), actual.clone());
+                        return Err(StoreError::WrongDigest { expected, found }.into());
+                    }
+                    _ => return Err(cause(Cause::Io(e))),
+                },
             };
             copied += chunk.len() as u64;
             if copied > size {
                 return Err(RegistryError::Length { digest, expected: size, found: copied });
             }
             file.write_all(&chunk).map_err(|e| StoreError::io("write to", store.root(), e))?;
-            hash.update(std::sync::Arc::new(chunk.to_vec()));
         }
-        let found = hash.finish();
-        if found != digest {
-            return Err(StoreError::WrongDigest { expected: digest, found }.into());
+        if copied < size {
+            return Err(RegistryError::Length { digest, expected: size, found: copied });
         }
         let rewound = |e| StoreError::io("read from", store.root(), e);
         let mut opened = file.reopen().map_err(rewound)?;

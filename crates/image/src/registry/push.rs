@@ -98,10 +98,8 @@ impl Registry {
         for layer in unique {
             pushes.push(push.blob(layer));
         }
-        let mut blobs: Vec<(String, BlobOutcome, u64)> = futures::stream::iter(pushes)
-            .buffered(self.options.uploads.max(1))
-            .try_collect()
-            .await?;
+        let mut blobs: Vec<(String, BlobOutcome, u64)> =
+            futures::stream::iter(pushes).buffered(self.options.uploads.max(1)).try_collect().await?;
         blobs.push(push.blob(&image.config).await?);
         self.retry(&scope, || push.manifest(&image.manifest)).await?;
         let sent = blobs.iter().filter(|blob| blob.1 == BlobOutcome::Uploaded).map(|blob| blob.2).sum();

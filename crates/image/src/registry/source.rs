@@ -9,8 +9,8 @@ use oci_client::manifest::OciDescriptor;
 use tokio::io::AsyncRead;
 use tokio_util::io::StreamReader;
 
-use super::Registry;
 use super::auth::Scope;
+use super::{Registry, RegistryError};
 use crate::store::BlobStore;
 
 /// A blob's bytes from the beginning.
@@ -50,25 +50,29 @@ pub struct RepositorySource {
 #[async_trait]
 impl BlobSource for RepositorySource {
     async fn open(&self, digest: &str, _size: u64) -> io::Result<Option<BlobReader>> {
-        let scope = Scope { image: &self.image, write: false, also_read: None };
-        self.registry.authorize(&scope).await.map_err(io::Error::other)?;
-        let descriptor = OciDescriptor { digest: digest.to_owned(), ..OciDescriptor::default() };
-        let client = &self.registry.client;
-        let exists = self.registry.request(
-            &self.image,
-            "look for a layer of",
-            client.blob_exists(&self.image, digest),
-        );
-        if !exists.await.map_err(io::Error::other)? {
-            return Ok(None);
-        }
-        let stream = client.pull_blob_stream(&self.image, &descriptor);
-        let stream =
-            self.registry.request(&self.image, "read a layer of", stream).await.map_err(io::Error::other)?;
-        Ok(Some(Box::pin(StreamReader::new(stream.stream))))
+        self.registry.stream(&self.image, digest).await.map_err(io::Error::other)
     }
 
     fn name(&self) -> String {
         format!("{}/{}", self.image.resolve_registry(), self.image.repository())
+    }
+}
+
+impl Registry {
+    /// Opens a blob of a repository; its digest is checked while it is read.
+    pub(super) async fn stream(
+        &self,
+        image: &Reference,
+        digest: &str,
+    ) -> Result<Option<BlobReader>, RegistryError> {
+        let scope = Scope { image, write: false, also_read: None };
+        self.authorize(&scope).await?;
+        let descriptor = OciDescriptor { digest: digest.to_owned(), ..OciDescriptor::default() };
+        let stream = self.client.pull_blob_stream(image, &descriptor);
+        match self.request(image, "read a layer of", stream).await {
+            Ok(stream) => Ok(Some(Box::pin(StreamReader::new(stream.stream)))),
+            Err(RegistryError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
