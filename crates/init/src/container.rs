@@ -214,11 +214,12 @@ fn hear(init: &mut Machine<Container>, now: Instant) -> ControlFlow<u8, bool> {
         match &told {
             Told::Welcome(_) => {
                 link.welcomed();
-                if let Some(listener) = (!api.is_up()).then(|| link.take_descriptor()).flatten() {
+                let listener = link.take_descriptor(true);
+                if let Some(listener) = listener.filter(|_| !api.is_up()) {
                     api.listen(listener);
                 }
             }
-            Told::RequestLease(_) => descriptor = link.take_descriptor(),
+            Told::RequestLease(_) => descriptor = link.take_descriptor(false),
             _ => {}
         }
         init.told(told, descriptor, now)?;

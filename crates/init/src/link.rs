@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use rustix::fs::inotify;
+use rustix::fs::{FileType, inotify};
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use woodfrog_protocol::frame::{self, Decoder};
@@ -148,8 +148,13 @@ impl Link {
         }
     }
 
-    /// The descriptor that came first and was not taken.
-    pub(crate) fn take_descriptor(&mut self) -> Option<OwnedFd> {
+    /// The descriptor that came first, if it is what the message at hand brings: a socket, or something else. (Several
+    /// messages may come at once, and one may lack its descriptor.)
+    pub(crate) fn take_descriptor(&mut self, is_socket: bool) -> Option<OwnedFd> {
+        let stat = rustix::fs::fstat(self.descriptors.front()?).ok()?;
+        if FileType::from_raw_mode(stat.st_mode).is_socket() != is_socket {
+            return None;
+        }
         self.descriptors.pop_front()
     }
 

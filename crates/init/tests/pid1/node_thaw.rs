@@ -161,6 +161,24 @@ fn the_lease_is_granted_once_and_only_for_a_pidfd() {
 }
 
 #[test]
+fn a_welcome_without_a_listener_leaves_the_pidfd_to_the_request_that_comes_with_it() {
+    if !can_run() {
+        return;
+    }
+    let plan = Plan::script("echo cold").thaw(20_000, 20_000);
+    let agent = Agent::listen(plan.dir());
+    let sandbox = plan.start();
+    let (mut connection, _) = agent.accept();
+    let worker = sandbox.enter(RESTORE);
+    sandbox.signal(Signal::STOP);
+    connection.welcome(Start::Thaw, None);
+    connection.request_lease(&worker);
+    sandbox.signal(Signal::CONT);
+    assert_eq!(connection.next(), Some(Say::LeaseGranted(Empty {})));
+    worker.finish();
+}
+
+#[test]
 fn an_agent_that_dies_while_init_waits_may_come_back_and_thaw() {
     if !can_run() {
         return;
