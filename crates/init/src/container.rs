@@ -34,6 +34,12 @@ impl World for Container {
         self.link.send(what)
     }
 
+    fn reconnect(&mut self, now: Instant) {
+        if self.link.is_up() {
+            self.link.drop_connection(now);
+        }
+    }
+
     fn has_api(&self) -> bool {
         self.api.is_up()
     }

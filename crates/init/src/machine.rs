@@ -56,6 +56,8 @@ pub(crate) type Flow = ControlFlow<u8>;
 pub(crate) trait World {
     /// Says something to the agent. Whether it was sent.
     fn say(&mut self, what: Say) -> bool;
+    /// Closes the connection to the agent and seeks it anew, for another Hello.
+    fn reconnect(&mut self, now: Instant);
     /// Whether the API's listener is there.
     fn has_api(&self) -> bool;
     /// Closes every connection of the API.
@@ -296,6 +298,9 @@ impl<W: World> Machine<W> {
             let doubted_until = Some(now + DOUBT);
             self.phase = Phase::Running(Application { doubted_until, ..Application::new(pid, true) });
             self.release();
+            // An agent that was told of a lease, or has given the thaw up, learns by it that there is an application.
+            self.welcomed = false;
+            self.world.reconnect(now);
             return Continue(());
         }
         self.cold_again(&reason)

@@ -8,6 +8,7 @@ struct Fake {
     said: Vec<Say>,
     killed: Vec<(i32, i32)>,
     starts: i32,
+    reconnects: i32,
     clears: bool,
     root: Child,
 }
@@ -16,6 +17,9 @@ impl World for Fake {
     fn say(&mut self, what: Say) -> bool {
         self.said.push(what);
         true
+    }
+    fn reconnect(&mut self, _: Instant) {
+        self.reconnects += 1;
     }
     fn has_api(&self) -> bool {
         false
@@ -44,8 +48,14 @@ struct Test {
 
 impl Test {
     fn waiting() -> Self {
-        let world =
-            Fake { said: Vec::new(), killed: Vec::new(), starts: 0, clears: true, root: Child::Alive };
+        let world = Fake {
+            said: Vec::new(),
+            killed: Vec::new(),
+            starts: 0,
+            reconnects: 0,
+            clears: true,
+            root: Child::Alive,
+        };
         let now = Instant::now();
         let machine = Machine::new(world, Duration::from_secs(5), Duration::from_secs(30), now);
         let mut test = Self { machine, now };
@@ -120,7 +130,7 @@ fn a_root_that_was_dying_when_it_was_adopted_is_a_cold_start_and_one_that_is_kil
         let mut test = Test::committed();
         assert_eq!(test.machine.lost(test.now), Continue(()));
         assert_eq!(test.machine.worker_ended(test.now), Continue(()));
-        assert_eq!(test.machine.world.starts, 0);
+        assert_eq!((test.machine.world.starts, test.machine.world.reconnects), (0, 1));
         assert_eq!(test.machine.child_ended(20, Exit::Signal(9), test.now + later), expected);
     }
     let mut test = Test::committed();

@@ -241,8 +241,12 @@ fn an_adopted_root_learns_its_generation_from_the_next_agent() {
     let (sandbox, agent, mut connection) = waiting(20_000);
     let (worker, root) = committed(&sandbox, &mut connection, RESTORE);
     drop((connection, agent));
-    worker.finish();
     let agent = Agent::listen(sandbox.dir());
+    let (mut connection, hello) = agent.accept();
+    assert_eq!((hello.state(), hello.application_pid), (State::Leased, root));
+    connection.welcome(Start::Cold, None);
+    worker.finish();
+    assert_eq!(connection.next(), None, "it hangs up to say Hello again");
     let (connection, hello) = agent.accept();
     assert_eq!((hello.state(), hello.application_pid, hello.generation), (State::Thawed, root, 0));
     connection.welcome(Start::Thaw, None);
