@@ -98,6 +98,8 @@ impl Registry {
     pub fn new(options: RegistryOptions) -> Result<Self, RegistryError> {
         // Fails only if somebody chose a provider before, which is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
+        // Without any CA certificate no client can be made, and oci-client would panic over it.
+        reqwest::Client::builder().build().map_err(RegistryError::Setup)?;
         let mut http = reqwest::Client::builder().connect_timeout(options.timeouts.connect);
         let mut extra_root_certificates = Vec::new();
         for pem in &options.certificates {

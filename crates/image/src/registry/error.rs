@@ -14,7 +14,7 @@ use crate::store::StoreError;
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     /// The client itself could not be made.
-    #[error("cannot set up TLS: install the system's CA certificates, or give the registry's own")]
+    #[error("cannot set up TLS: does the system have CA certificates (package ca-certificates)?")]
     Setup(#[source] reqwest::Error),
     /// Nobody answers there.
     #[error(

@@ -120,9 +120,9 @@ impl Drop for RegistryProcess {
 fn program() -> Option<PathBuf> {
     let paths = std::env::var_os("PATH").unwrap_or_default();
     let mut directories: Vec<PathBuf> = std::env::split_paths(&paths).collect();
-    // The trees of test nodes.
-    let trees = std::fs::read_dir("/var/cache/woodfrog").into_iter().flatten().flatten();
-    directories.extend(trees.map(|tree| tree.path().join("usr/bin")));
+    // The layers of test nodes.
+    let layers = std::fs::read_dir("/var/cache/woodfrog/layers").into_iter().flatten().flatten();
+    directories.extend(layers.map(|layer| layer.path().join("fs/usr/bin")));
     directories.into_iter().map(|directory| directory.join("docker-registry")).find(|path| path.exists())
 }
 
