@@ -44,7 +44,7 @@ where
     });
     if let Err(e) = result {
         let log = |service| node.logs(service).unwrap_or_default();
-        panic!("{e:?}\n--- node-agent\n{}\n--- cri-shim\n{}", log("node-agent"), log("cri-shim"));
+        panic!("{e:#}\n--- node-agent\n{}\n--- cri-shim\n{}", log("node-agent"), log("cri-shim"));
     }
 }
 

@@ -13,7 +13,7 @@ const DEBIAN: &str = include_str!("../scripts/debian.sh");
 const LAYER: &str = include_str!("../scripts/layer.sh");
 
 /// What a node runs. `systemd-standalone-*` keeps systemd itself out, which docker-registry would bring otherwise.
-const NODE_PACKAGES: &str = "catatonit containerd containernetworking-plugins criu crun curl docker-registry iproute2 iptables \
+const NODE_PACKAGES: &str = "ca-certificates catatonit containerd containernetworking-plugins criu crun curl docker-registry iproute2 iptables \
     nftables procps runc systemd-standalone-sysusers systemd-standalone-tmpfiles";
 
 /// A finished layer over the ones below it.

@@ -89,7 +89,12 @@ impl Prepared {
             verify(&dirs, &volume.archive, true)?;
         }
         let merged = overlay(dirs.iter().map(AsFd::as_fd))?;
-        let merged = ImageDir::new(merged);
+        // A mount's own descriptor is only a place; to read it, it is opened.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = rustix::fs::openat(&merged, ".", flags, Mode::empty()).map_err(|e| {
+            PrepareError::Read { path: labels::CHECKPOINT_DIR.into(), source: e.into() }
+        })?;
+        let merged = ImageDir::new(opened);
         let images = Checkpoint::open(&merged, &[labels::RECORD_FILE, "volumes"])?;
         images.check_pages(&[&merged])?;
         let policy = policy::prepare(&images);
