@@ -35,6 +35,20 @@ impl Exchange {
         Ok(exchange)
     }
 
+    /// A request without stages: the answer to it.
+    pub(crate) async fn ask(
+        worker: Worker,
+        operation: Operation,
+        request: Request,
+    ) -> Result<Response, CriuError> {
+        let mut exchange = Self { worker, operation, owed: false };
+        exchange.send(&request).await?;
+        match exchange.next().await? {
+            Heard::Done(response) => Ok(response),
+            Heard::Stage(..) => Err(CriuError::unexpected(operation, "it notified of a stage")),
+        }
+    }
+
     /// Acknowledges the notification that CRIU waits at, if any, and waits for what comes next.
     pub(crate) async fn next(&mut self) -> Result<Heard, CriuError> {
         self.answer(true).await?;
@@ -54,7 +68,8 @@ impl Exchange {
             return Ok(Heard::Done(response));
         }
         let log = self.worker.log();
-        Err(CriuError::failed(operation, response.errno, response.message.as_deref(), &log))
+        let message = response.message.as_deref();
+        Err(CriuError::failed(operation, response.errno, message, &log, self.worker.container()))
     }
 
     /// Refuses the notification that CRIU waits at, and waits until it has undone everything and ended.

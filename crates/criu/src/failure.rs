@@ -1,9 +1,11 @@
 //! Why a dump or restore failed: CRIU's answer, the lines of its log that explain it, and the cause if it is known.
 
 use std::fmt;
+use std::os::fd::BorrowedFd;
 
 use crate::cause::Cause;
-use crate::log;
+use crate::connection;
+use crate::log::{self, Line};
 use crate::worker::WorkerError;
 
 /// What CRIU was asked to do.
@@ -73,23 +75,33 @@ pub enum End {
 }
 
 impl CriuError {
-    pub(crate) fn failed(operation: Operation, errno: Option<i32>, message: Option<&str>, log: &str) -> Self {
-        Self::new(operation, End::Answered(errno), message, log)
+    /// CRIU has answered that it failed. `container` is PID 1's pidfd: what its log leaves open is looked up there.
+    pub(crate) fn failed(
+        operation: Operation,
+        errno: Option<i32>,
+        message: Option<&str>,
+        log: &str,
+        container: Option<BorrowedFd<'_>>,
+    ) -> Self {
+        let mut cause = Cause::find(message, log);
+        if let (Cause::Connection { inode, addresses }, Some(container)) = (&mut cause, container) {
+            *addresses = connection::addresses(container, *inode);
+        }
+        let lines = log::explaining(message, log);
+        Self::Failed(Box::new(Failure { operation, end: End::Answered(errno), cause, lines }))
     }
 
+    /// CRIU has ended without an answer.
     pub(crate) fn died(operation: Operation, signal: Option<i32>, exit: Option<i32>, log: &str) -> Self {
         let end = signal.map_or(End::Exited(exit.unwrap_or_default()), End::Killed);
-        Self::new(operation, end, None, log)
+        let lines = log::explaining(None, log);
+        Self::Failed(Box::new(Failure { operation, end, cause: Cause::find(None, log), lines }))
     }
 
+    /// CRIU has done something that it should not.
     pub(crate) fn unexpected(operation: Operation, what: &'static str) -> Self {
-        Self::new(operation, End::Unexpected(what), None, "")
-    }
-
-    fn new(operation: Operation, end: End, message: Option<&str>, log: &str) -> Self {
-        let cause = Cause::find(operation, message, log);
-        let lines = log::explaining(message, log);
-        Self::Failed(Box::new(Failure { operation, end, cause, lines }))
+        let (cause, lines) = (Cause::Unknown, Vec::new());
+        Self::Failed(Box::new(Failure { operation, end: End::Unexpected(what), cause, lines }))
     }
 
     /// The failure, if CRIU got as far as to have one.
@@ -124,8 +136,10 @@ impl fmt::Display for Failure {
         } else {
             write!(f, "{}", self.cause)?;
         }
-        for line in self.lines.iter().filter(|line| line.contains("Error")).take(3) {
-            write!(f, "; criu: {}", log::text(line))?;
+        // A known cause says it better than the lines that it was found in.
+        let shown = if self.cause == Cause::Unknown { 3 } else { 0 };
+        for line in self.lines.iter().filter(|line| log::is_error(line)).take(shown) {
+            write!(f, "; criu: {}", Line::parse(line).text)?;
         }
         Ok(())
     }

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod cause;
+mod connection;
 mod dump;
 mod exchange;
 mod failure;
@@ -15,6 +16,7 @@ pub mod images;
 mod loader;
 mod log;
 mod options;
+mod pattern;
 mod probe;
 mod restore;
 mod rpc;
@@ -25,6 +27,7 @@ pub use cause::Cause;
 pub use dump::{Dump, DumpStage};
 pub use failure::{CriuError, End, Failure, Operation};
 pub use options::{Connections, DumpOptions, LogLevel, RestoreOptions};
+pub use probe::{Features, Kdat};
 pub use restore::{Restore, RestoreStage};
 pub use toolchain::{Toolchain, ToolchainError};
 pub use worker::{Given, LOG_FILE, Setup, Worker, WorkerError};

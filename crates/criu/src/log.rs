@@ -8,6 +8,25 @@ const CONTEXT: usize = 5;
 /// How many lines are kept in all.
 const MOST: usize = 40;
 
+/// Error lines that say nothing: CRIU goes on with the limit that it has, and the rest only tells that it failed.
+const EMPTY: [&str; 3] = ["Can't setup RLIMIT_NOFILE", "Dumping FAILED.", "Restoring FAILED."];
+
+/// An error line, taken apart.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Line<'a> {
+    /// What is for people.
+    pub(crate) text: &'a str,
+}
+
+impl<'a> Line<'a> {
+    /// Takes off the time and the place in CRIU's source.
+    pub(crate) fn parse(line: &'a str) -> Self {
+        let text =
+            line.split_once("Error (").and_then(|(_, rest)| rest.split_once("): ")).map_or(line, |(_, t)| t);
+        Self { text: text.trim() }
+    }
+}
+
 /// The error lines, and those just before the first of them. `message` is CRIU's own first error, which is all there is
 /// if no log was written.
 pub(crate) fn explaining(message: Option<&str>, log: &str) -> Vec<String> {
@@ -20,13 +39,7 @@ pub(crate) fn explaining(message: Option<&str>, log: &str) -> Vec<String> {
     before.chain(errors).take(MOST).map(|line| (*line).to_owned()).collect()
 }
 
-fn is_error(line: &str) -> bool {
-    // "rlimit: Can't setup RLIMIT_NOFILE" is an error only by name: CRIU goes on with the limit that it has.
-    line.contains("Error (") && !line.contains("Can't setup RLIMIT_NOFILE")
-}
-
-/// A line without its time and place: what is left is for people.
-pub(crate) fn text(line: &str) -> &str {
-    let line = line.split_once("Error (").map_or(line, |(_, rest)| rest);
-    line.split_once("): ").map_or(line, |(_, text)| text).trim()
+/// Whether a line tells of an error that matters.
+pub(crate) fn is_error(line: &str) -> bool {
+    line.contains("Error (") && !EMPTY.iter().any(|text| line.contains(text))
 }

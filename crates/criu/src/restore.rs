@@ -13,6 +13,9 @@
 //! that disappears makes CRIU kill every task that it has made (`restore_root_task`, `out_kill`), none of which has
 //! run a single instruction of its own. After it, CRIU still can fail, and then kills them too; but it no longer asks:
 //! refusing `NetworkUnlock`, `PreResume` or `PostResume`, or disappearing at them, changes nothing, and the tasks run.
+//!
+//! What CRIU cannot clean up is its own violent death ([`crate::End::Killed`]) before the tasks run: they stay, children of
+//! the container's PID 1, and never run. Whoever waits for the worker has to kill everything but PID 1 then.
 
 use std::os::fd::OwnedFd;
 

@@ -15,12 +15,12 @@ use prost::{Enumeration, Message};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enumeration)]
 #[repr(i32)]
 pub(crate) enum Kind {
+    /// What a response to a request that was not understood has.
     Empty = 0,
     Dump = 1,
     Restore = 2,
     Notify = 6,
     FeatureCheck = 9,
-    Version = 10,
 }
 
 /// `criu_cg_mode`: what CRIU does about cgroups.
@@ -139,8 +139,6 @@ pub(crate) struct Response {
     pub(crate) features: Option<Features>,
     #[prost(string, optional, tag = "9")]
     pub(crate) message: Option<String>,
-    #[prost(message, optional, tag = "10")]
-    pub(crate) version: Option<VersionResponse>,
 }
 
 /// `criu_restore_resp`.
@@ -157,19 +155,6 @@ pub(crate) struct Notify {
     pub(crate) script: Option<String>,
     #[prost(int32, optional, tag = "2")]
     pub(crate) pid: Option<i32>,
-}
-
-/// `criu_version`.
-#[derive(Clone, PartialEq, Message)]
-pub(crate) struct VersionResponse {
-    #[prost(int32, required, tag = "1")]
-    pub(crate) major: i32,
-    #[prost(int32, required, tag = "2")]
-    pub(crate) minor: i32,
-    #[prost(string, optional, tag = "3")]
-    pub(crate) gitid: Option<String>,
-    #[prost(int32, optional, tag = "4")]
-    pub(crate) sublevel: Option<i32>,
 }
 
 #[cfg(test)]

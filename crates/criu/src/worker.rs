@@ -198,6 +198,7 @@ pub struct Worker {
     /// Taken when it has been reaped.
     child: Option<Ready<Child>>,
     work: OwnedFd,
+    container: Option<Arc<OwnedFd>>,
     pid: i32,
 }
 
@@ -206,13 +207,13 @@ impl Worker {
     pub async fn spawn(toolchain: Arc<Toolchain>, setup: Setup) -> Result<Self, WorkerError> {
         let started = tokio::task::spawn_blocking(move || {
             let (socket, child) = setup.start(&toolchain)?;
-            Ok::<_, WorkerError>((socket, child, setup.work))
+            Ok::<_, WorkerError>((socket, child, setup.work, setup.container))
         });
-        let (socket, child, work) = started.await.map_err(io::Error::other)??;
+        let (socket, child, work, container) = started.await.map_err(io::Error::other)??;
         let pid = child.pid();
         let child = Ready::new(child, Interest::READABLE)?;
         let socket = Ready::new(socket, Interest::READABLE | Interest::WRITABLE)?;
-        Ok(Self { socket, child: Some(child), work, pid })
+        Ok(Self { socket, child: Some(child), work, container, pid })
     }
 
     /// Its PID on the node.
@@ -223,6 +224,11 @@ impl Worker {
     /// Its pidfd, for whoever has to know when it has ended.
     pub fn pidfd(&self) -> Option<BorrowedFd<'_>> {
         self.child.as_ref().map(|child| child.get().as_fd())
+    }
+
+    /// A pidfd of PID 1 of the container that it works for.
+    pub(crate) fn container(&self) -> Option<BorrowedFd<'_>> {
+        self.container.as_ref().map(|container| container.as_fd())
     }
 
     /// What CRIU has written to its log so far.
