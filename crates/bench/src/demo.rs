@@ -23,8 +23,10 @@ impl DemoArgs {
 pub(crate) async fn run(place: Place, args: &DemoArgs) -> Result<ExitCode> {
     let apps = args.apps();
     let progress = Progress::new();
-    let bars: Vec<Bar> =
-        apps.iter().map(|app| progress.bar(app.name(), WAYS.len() as u64 * u64::from(args.runs + 1))).collect();
+    let bars: Vec<Bar> = apps
+        .iter()
+        .map(|app| progress.bar(app.name(), WAYS.len() as u64 * u64::from(args.runs + 1)))
+        .collect();
     let mut records = Vec::new();
     let mut notes = Vec::new();
     for (app, bar) in apps.iter().zip(&bars) {
@@ -32,7 +34,10 @@ pub(crate) async fn run(place: Place, args: &DemoArgs) -> Result<ExitCode> {
         bar.finish();
     }
     println!("{}\n\n{}", report::times(&records, Metric::DEMO), report::ratios(&records));
-    println!("\nMedians of {} runs each, in turn. `woodfrog-bench demo --help` explains the columns.", args.runs);
+    println!(
+        "\nMedians of {} runs each, in turn. `woodfrog-bench demo --help` explains the columns.",
+        args.runs
+    );
     if !place.dumps_other_users {
         println!(
             "Without CAP_SYS_RESOURCE CRIU cannot dump another user's processes: in the runc and containerd columns \
@@ -82,7 +87,7 @@ impl Way {
 
 async fn measure(place: &Place, app: App, runs: u32, bar: &Bar, notes: &mut Vec<String>) -> Record {
     let mut record = Record::new(app.name());
-    let mut contenders = Vec::new();
+    let (mut contenders, mut finished) = (Vec::new(), Vec::new());
     for way in WAYS {
         bar.step(&format!("{}: warm up, dump", way.name()));
         match way.prepare(place.clone(), app).await {
@@ -110,12 +115,13 @@ async fn measure(place: &Place, app: App, runs: u32, bar: &Bar, notes: &mut Vec<
                 Err(error) => {
                     bar.skip(u64::from(runs - round) + 1);
                     notes.push(note(app, way, &error));
+                    finished.push((way, contender));
                 }
             }
         }
         contenders = well;
     }
-    for (way, contender) in contenders {
+    for (way, contender) in contenders.into_iter().chain(finished) {
         if let Err(error) = contender.clean().await {
             notes.push(note(app, way, &error.context("cannot clean up")));
         }
@@ -123,8 +129,13 @@ async fn measure(place: &Place, app: App, runs: u32, bar: &Bar, notes: &mut Vec<
     record
 }
 
+/// The reason why something could not run: the end of it, where programs say what was wrong.
 fn note(app: App, way: Way, error: &anyhow::Error) -> String {
-    format!("{}, {}: {error:#}", app.name(), way.name())
+    const LINES: usize = 12;
+    let text = format!("{error:#}");
+    let lines: Vec<&str> = text.trim_end().lines().collect();
+    let lines = &lines[lines.len().saturating_sub(LINES)..];
+    format!("\n{}, {}: {}", app.name(), way.name(), lines.join("\n  "))
 }
 
 fn shown(values: &[Value]) -> String {

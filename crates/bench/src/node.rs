@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use tokio::signal::unix::{SignalKind, signal};
-use woodfrog_testkubelet::{Kubelet, Stack};
+use woodfrog_testkubelet::{Kubelet, Stack, stack::SHIM};
 use woodfrog_testnode::{App, Node, Options};
 
 use crate::args::NodeArgs;
@@ -48,21 +48,21 @@ async fn on_node<F>(args: &NodeArgs, apps: &[App], work: impl FnOnce(Place) -> F
 where
     F: Future<Output = Result<ExitCode>>,
 {
-    let options = Options { images: apps.to_vec(), ..Options::default() };
+    let options = Options { images: apps.to_vec(), disk: true, ..Options::default() };
     let profile = profile(&options.binaries)?;
     let name = args.node.clone();
     let node = tokio::task::spawn_blocking(move || Node::up(&name, &options)).await??;
-    let mut shim_sock = node.path("/run/woodfrog/cri.sock");
-    if node.service_pid(woodfrog_testkubelet::stack::SHIM).is_none() {
-        if let Err(e) = Stack::start(&node, &profile) { eprintln!("TEMPORARY: no stack: {e:#}"); shim_sock = node.containerd_socket(); }
+    if node.service_pid(SHIM).is_none() {
+        Stack::start(&node, &profile)?;
     }
     let place = Place {
         direct: Kubelet::connect(&node, &node.containerd_socket()).await?,
-        shim: Kubelet::connect(&node, &shim_sock).await?,
+        shim: Kubelet::connect(&node, &node.path("/run/woodfrog/cri.sock")).await?,
         binaries: format!("/opt/woodfrog/{profile}"),
         dumps_other_users: has_sys_resource()?,
         node,
     };
+    place.remove_pods().await?;
     work(place).await
 }
 
@@ -71,7 +71,8 @@ fn profile(target: &Path) -> Result<String> {
     let program = std::env::current_exe()?;
     let target = target.canonicalize().with_context(|| target.display().to_string())?;
     let inside = program.parent().and_then(|dir| dir.strip_prefix(&target).ok());
-    let inside = inside.with_context(|| format!("{} is not below {}", program.display(), target.display()))?;
+    let inside =
+        inside.with_context(|| format!("{} is not below {}", program.display(), target.display()))?;
     Ok(inside.display().to_string())
 }
 

@@ -29,7 +29,8 @@ impl Progress {
     /// Adds a bar of so many steps.
     pub(crate) fn bar(&self, name: &str, steps: u64) -> Bar {
         let bar = self.bars.add(ProgressBar::new(steps));
-        if let Ok(style) = ProgressStyle::with_template("{prefix:10} {bar:30} {pos:>3}/{len} {msg} {elapsed}") {
+        if let Ok(style) = ProgressStyle::with_template("{prefix:10} {bar:30} {pos:>3}/{len} {msg} {elapsed}")
+        {
             bar.set_style(style);
         }
         bar.set_prefix(name.to_owned());
@@ -48,7 +49,12 @@ impl Bar {
     pub(crate) fn done(&self, what: &str) {
         self.bar.inc(1);
         if !self.terminal {
-            eprintln!("{} {}/{}: {what}", self.name, self.bar.position(), self.bar.length().unwrap_or_default());
+            eprintln!(
+                "{} {}/{}: {what}",
+                self.name,
+                self.bar.position(),
+                self.bar.length().unwrap_or_default()
+            );
         }
     }
 

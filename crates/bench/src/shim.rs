@@ -69,8 +69,12 @@ pub(crate) async fn run(place: Place, args: &ShimArgs) -> Result<ExitCode> {
         }));
     }
     report::right(&mut table);
-    println!("{table}\n\nMedians; calls to the two sockets alternate. ListContainers returns {CONTAINERS} containers.");
-    println!("StartContainer of a managed container returns when its application runs, so more than the shim is in it.");
+    println!(
+        "{table}\n\nMedians; calls to the two sockets alternate. ListContainers returns {CONTAINERS} containers."
+    );
+    println!(
+        "StartContainer of a managed container returns when its application runs, so more than the shim is in it."
+    );
     args.node.write(&results.into())?;
     Ok(ExitCode::SUCCESS)
 }
@@ -134,7 +138,8 @@ async fn edited(place: &Place, progress: &Progress) -> Result<[Series; 2]> {
             let started = begin.elapsed();
             container.remove().await?;
             for (series, time) in all.iter_mut().zip([created, started - created]) {
-                let times = if std::ptr::eq(kubelet, &place.shim) { &mut series.through } else { &mut series.direct };
+                let times =
+                    if std::ptr::eq(kubelet, &place.shim) { &mut series.through } else { &mut series.direct };
                 times.push(time.as_secs_f64() * 1e3);
             }
         }

@@ -20,8 +20,10 @@ use crate::workload::{State, warm_up};
 const INIT: &str = "/run/catatonit";
 const KDAT: &str = "/run/criu.kdat";
 
-/// CRIU restores PIDs as they were; the low ones are left to CRIU itself and to whoever starts it.
-const RUN_AT_300: &str = "i=2; while [ $i -lt 300 ]; do (:); i=$((i+1)); done; exec setsid \"$@\"";
+/// Starts a command as a session leader, as CRIU wants it. CRIU restores PIDs as they were, so the low ones are left to CRIU and
+/// to whoever starts it. The container outlives the command, for CRIU would die with it before the dump is whole.
+const RUN_AT_300: &str =
+    "i=2; while [ $i -lt 300 ]; do (:); i=$((i+1)); done; setsid \"$@\" & wait; exec sleep infinity";
 
 /// See the module.
 #[derive(Debug)]
@@ -38,7 +40,7 @@ impl Criu {
         place.node.run("sh", &["-c", "[ -e /run/criu.kdat ] || criu check"])?;
         let images = place.directory(app, "criu")?;
         let mut spec = with_mounts(place.pod(app, "criu-dump"));
-        spec.command = [INIT, "--", "/bin/sh", "-c", RUN_AT_300, "sh"].map(String::from).into();
+        spec.command = ["/bin/sh", "-c", RUN_AT_300, "sh"].map(String::from).into();
         spec.command.extend(app.entrypoint().iter().map(|part| (*part).to_owned()));
         let container = place.direct.run(spec.clone()).await?;
         FirstAnswer::from(&place.node, container.ip(), PATIENCE).at().await?;

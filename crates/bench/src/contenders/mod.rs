@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use async_trait::async_trait;
+use k8s_cri::v1::{ListPodSandboxRequest, RemovePodSandboxRequest, StopPodSandboxRequest};
 use woodfrog_testkubelet::{Kubelet, PodSpec};
 use woodfrog_testnode::{App, Node};
 
@@ -69,10 +70,20 @@ impl Place {
         if self.dumps_other_users { pod } else { pod.user(0) }
     }
 
+    /// Removes all pods: on a node that was kept, a run that failed may have left some.
+    pub(crate) async fn remove_pods(&self) -> Result<()> {
+        let mut runtime = self.direct.runtime.clone();
+        for pod in runtime.list_pod_sandbox(ListPodSandboxRequest::default()).await?.into_inner().items {
+            runtime.stop_pod_sandbox(StopPodSandboxRequest { pod_sandbox_id: pod.id.clone() }).await?;
+            runtime.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id: pod.id }).await?;
+        }
+        Ok(())
+    }
+
     /// A directory in the node for dumps, the same for all: on disk, read from the page cache.
     pub(crate) fn directory(&self, app: App, way: &str) -> Result<String> {
         let path = format!("/var/lib/woodfrog-bench/{}-{way}", app.name());
-        self.node.run("rm", &["-rf", &path])?;
+        self.node.run("rm", &["-rf", "--one-file-system", &path])?;
         self.node.run("mkdir", &["-p", &path])?;
         Ok(path)
     }

@@ -46,21 +46,38 @@ impl Runc {
         std::fs::write(place.node.path(&path("config.json")), serde_json::to_vec(&config)?)?;
 
         let mut runc = Self { place, pod, id, directory: directory.clone(), state: State::default() };
-        runc.run("run", &[])?;
-        FirstAnswer::from(&runc.place.node, runc.pod.ip, PATIENCE).at().await?;
-        runc.state = warm_up(&runc.place.node, runc.pod.ip)?;
-        runc.run("checkpoint", &["--file-locks"])?;
-        runc.place.copy(&path("tmp"), &path("tmp-dumped"))?;
-        Ok(runc)
+        match runc.checkpoint().await {
+            Ok(()) => Ok(runc),
+            Err(error) => {
+                runc.clean().await?;
+                Err(error)
+            }
+        }
+    }
+
+    async fn checkpoint(&mut self) -> Result<()> {
+        self.run("run", &[])?;
+        FirstAnswer::from(&self.place.node, self.pod.ip, PATIENCE).at().await?;
+        self.state = warm_up(&self.place.node, self.pod.ip)?;
+        self.run("checkpoint", &["--file-locks"])?;
+        self.place.copy(&format!("{}/tmp", self.directory), &format!("{}/tmp-dumped", self.directory))
     }
 
     /// Runs `runc VERB`; an error has what CRIU or runc said.
     fn run(&self, verb: &str, more: &[&str]) -> Result<Started> {
         let path = |name: &str| format!("{}/{name}", self.directory);
-        let (log, bundle, images, work) = (path("runc.log"), self.directory.clone(), path("images"), path("work"));
+        let (log, bundle, images, work) =
+            (path("runc.log"), self.directory.clone(), path("images"), path("work"));
         let mut arguments = vec!["run", "--", "runc", "--log", &log, verb];
         if verb != "run" {
-            arguments.extend(["--image-path", &images, "--work-path", &work, "--manage-cgroups-mode", "ignore"]);
+            arguments.extend([
+                "--image-path",
+                &images,
+                "--work-path",
+                &work,
+                "--manage-cgroups-mode",
+                "ignore",
+            ]);
         }
         if verb != "checkpoint" {
             arguments.extend(["--detach", "--bundle", &bundle]);
@@ -98,7 +115,10 @@ impl Contender for Runc {
 
     async fn clean(&self) -> Result<()> {
         self.delete()?;
-        self.place.node.run("ctr", &["--namespace", "k8s.io", "images", "unmount", "--rm", &format!("{}/rootfs", self.directory)])?;
+        self.place.node.run(
+            "ctr",
+            &["--namespace", "k8s.io", "images", "unmount", "--rm", &format!("{}/rootfs", self.directory)],
+        )?;
         self.place.node.run("rm", &["-rf", &self.directory])?;
         self.pod.remove().await
     }

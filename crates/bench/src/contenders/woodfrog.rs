@@ -67,7 +67,12 @@ impl Woodfrog {
         let started = now_us();
         let answered = answer.at().await?;
         let managed = self.managed(&container.id)?;
-        ensure!(managed.state == "thawed", "the container is {}, not thawed: {}", managed.state, managed.reason);
+        ensure!(
+            managed.state == "thawed",
+            "the container is {}, not thawed: {}",
+            managed.state,
+            managed.reason
+        );
         self.state.check(&self.place.node, container.ip())?;
         let thaw = ms(managed.thaw_started_us, answered);
         Ok(vec![
