@@ -82,8 +82,8 @@ impl Metric {
             Self::CreateCall => ("create_call_ms", "CreateContainer"),
             Self::StartCall => ("start_call_ms", "StartContainer"),
             Self::ContainerdSandbox => ("containerd_sandbox_ms", "containerd: sandbox"),
-            Self::ContainerdCreate => ("containerd_create_ms", "create"),
-            Self::ContainerdStart => ("containerd_start_ms", "start"),
+            Self::ContainerdCreate => ("containerd_create_ms", "containerd: create"),
+            Self::ContainerdStart => ("containerd_start_ms", "containerd: start"),
         }
     }
 

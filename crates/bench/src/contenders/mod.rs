@@ -23,6 +23,10 @@ use crate::report::Metric;
 /// No application takes longer to answer, cold on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
+/// Makes an empty directory. On a node that was kept, one of a run that failed may have an image mounted in it.
+const FRESH: &str =
+    "umount -q \"$1/rootfs\" 2>/dev/null || true; rm -rf --one-file-system \"$1\" && mkdir -p \"$1\"";
+
 /// A value that was measured.
 pub(crate) type Value = (Metric, f64);
 
@@ -83,8 +87,7 @@ impl Place {
     /// A directory in the node for dumps, the same for all: on disk, read from the page cache.
     pub(crate) fn directory(&self, app: App, way: &str) -> Result<String> {
         let path = format!("/var/lib/woodfrog-bench/{}-{way}", app.name());
-        self.node.run("rm", &["-rf", "--one-file-system", &path])?;
-        self.node.run("mkdir", &["-p", &path])?;
+        self.node.run("sh", &["-c", FRESH, "fresh", &path])?;
         Ok(path)
     }
 

@@ -36,6 +36,7 @@ impl Runc {
         let model = pod.create().await?;
         let spec = model.runtime_spec().await?;
         let id = format!("{}-bench", app.name());
+        place.node.run("runc", &["delete", "--force", &id])?;
         let config = plain(spec, &id, &directory)?;
         let path = |name: &str| format!("{directory}/{name}");
         place.node.run("mkdir", &["-p", &path("rootfs"), &path("images"), &path("work")])?;
