@@ -7,11 +7,14 @@ use woodfrog_protocol::paths;
 
 /// Freezes and thaws the containers of a node.
 #[derive(Debug, Parser)]
-#[command(version, after_help = "\
+#[command(
+    version,
+    after_help = "\
 Examples:
   node-agent run                    the agent, as the DaemonSet runs it
   node-agent cri-shim               the shim, as a host service; kubelet's --container-runtime-endpoint is
-                                    then unix:///run/woodfrog/cri.sock")]
+                                    then unix:///run/woodfrog/cri.sock"
+)]
 pub struct Cli {
     /// What to run.
     #[command(subcommand)]

@@ -103,7 +103,9 @@ async fn answer(
             engine.removed(&id.container_id);
             Ok(ok)
         }
-        Some(request::Kind::List(_)) => Ok(response::Kind::Containers(Containers { containers: engine.list() })),
+        Some(request::Kind::List(_)) => {
+            Ok(response::Kind::Containers(Containers { containers: engine.list() }))
+        }
         Some(request::Kind::Freeze(freeze)) => {
             engine.freeze(freeze, progress.clone()).await.map(response::Kind::Frozen)
         }

@@ -105,6 +105,11 @@ impl World<'_> {
         }
         let name = format!("{}/app", container.pod_name());
         let log = self.stack.woodfrog(&["logs", &name]).unwrap_or_default();
-        anyhow::bail!("{} was not thawed but is {}: {}\n{log}", container.pod_name(), ps["state"], ps["reason"])
+        anyhow::bail!(
+            "{} was not thawed but is {}: {}\n{log}",
+            container.pod_name(),
+            ps["state"],
+            ps["reason"]
+        )
     }
 }

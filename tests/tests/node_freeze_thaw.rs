@@ -22,10 +22,8 @@ async fn life_of(world: &World<'_>, app: App, security: Security) -> Result<()> 
     world.freeze(&warm, &image)?;
     ensure!(warm.get("/count")? == "4", "the frozen application runs on");
 
-    let (first, second) = tokio::try_join!(
-        world.from_image(spec("first", &image)),
-        world.from_image(spec("second", &image))
-    )?;
+    let (first, second) =
+        tokio::try_join!(world.from_image(spec("first", &image)), world.from_image(spec("second", &image)))?;
     for thawed in [&first, &second] {
         world.assert_thawed(thawed)?;
         ensure!(thawed.wait("/count", STARTUP)? == "4", "each goes on from the freeze");

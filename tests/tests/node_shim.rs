@@ -77,7 +77,8 @@ fn node_the_runtime_sees_the_same_request_for_other_containers() {
 fn node_a_restart_of_containerd_is_survived_on_the_same_connection() {
     in_world("shim-restart", &[App::Cpython], async |world| {
         world.kubelet.pull(&App::Cpython.reference()).await?;
-        let container = world.kubelet.run(shell("stays", "sleep 600", Security::Restricted).managed()).await?;
+        let container =
+            world.kubelet.run(shell("stays", "sleep 600", Security::Restricted).managed()).await?;
         world.node.stop("containerd", Signal::KILL)?;
         ensure!(container.status().await.is_err(), "nobody can answer");
         world.node.start_again("containerd")?;

@@ -60,6 +60,8 @@ pub struct CheckpointRecord {
     pub created: SystemTime,
     /// How many thaws lie between the frozen application and the start of its ancestor; 0 after a cold start.
     pub generation: u64,
+    /// How many seccomp filters the runtime had given the container: the first ones of each task.
+    pub seccomp_filters: u32,
     /// What a node must be to thaw it.
     pub compatibility: Compatibility,
     /// The application's environment when it was frozen, `NAME=VALUE`. May hold secrets.
@@ -287,6 +289,7 @@ pub(crate) mod tests {
             },
             created: SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_000),
             generation: 2,
+            seccomp_filters: 1,
             compatibility: Compatibility {
                 architecture: "x86_64".into(),
                 cpu_vendor: "GenuineIntel".into(),

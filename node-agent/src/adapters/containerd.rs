@@ -21,9 +21,9 @@ use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{ContainerStatusRequest, ExecSyncRequest, ListContainersRequest};
 use oci_spec::image::{Arch, Descriptor, ImageIndex, ImageManifest, MediaType, Os};
 use oci_spec::runtime::Spec;
+use tokio_util::io::StreamReader;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
-use tokio_util::io::StreamReader;
 use woodfrog_image::{BlobReader, BlobSource};
 
 use crate::engine::runtime::{ContainerInfo, ExecOutput, ImageSource, Layers, Runtime, RuntimeError};
@@ -248,7 +248,9 @@ fn name(socket: &Path) -> String {
 
 fn namespaced<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
-    request.metadata_mut().insert("containerd-namespace", tonic::metadata::MetadataValue::from_static(NAMESPACE));
+    request
+        .metadata_mut()
+        .insert("containerd-namespace", tonic::metadata::MetadataValue::from_static(NAMESPACE));
     request
 }
 

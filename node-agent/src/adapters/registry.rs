@@ -6,9 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use woodfrog_image::BuiltImage;
 use woodfrog_image::Credentials;
-use woodfrog_image::{
-    BlobSource, PushProgress, Reference, Registry, RegistryOptions, RepositorySource,
-};
+use woodfrog_image::{BlobSource, PushProgress, Reference, Registry, RegistryOptions, RepositorySource};
 
 use crate::engine::publish::{Destination, PublishError, Publisher};
 
@@ -86,7 +84,8 @@ mod tests {
 
     #[test]
     fn a_bad_reference_is_named_with_the_right_form() {
-        let to = Destination { reference: "UPPER CASE".into(), plain_http: vec![], docker_config: String::new() };
+        let to =
+            Destination { reference: "UPPER CASE".into(), plain_http: vec![], docker_config: String::new() };
         let error = Registries.check(&to).unwrap_err().to_string();
         assert!(error.contains("UPPER CASE") && error.contains("registry/repository:tag"), "{error}");
     }

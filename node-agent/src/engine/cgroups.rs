@@ -21,7 +21,10 @@ pub fn of(pid: i32) -> io::Result<Vec<OwnedFd>> {
                 return mount.fs_type == "cgroup2";
             }
             mount.fs_type == "cgroup"
-                && group.controllers.iter().all(|c| mount.super_options.contains_key(c.trim_start_matches("name=")) || named(c, &mount.super_options))
+                && group.controllers.iter().all(|c| {
+                    mount.super_options.contains_key(c.trim_start_matches("name="))
+                        || named(c, &mount.super_options)
+                })
         });
         // A hierarchy that is mounted nowhere holds nobody back.
         let Some(mount) = mount else { continue };

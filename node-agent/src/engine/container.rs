@@ -171,7 +171,9 @@ impl Container {
 
     /// Gives an order to the keeper of the init's connection; an error if there is no connection.
     pub fn order(&self, order: Order) -> Result<(), String> {
-        self.orders.try_send(order).map_err(|_| format!("{} has no connection to its init", self.info.display()))
+        self.orders
+            .try_send(order)
+            .map_err(|_| format!("{} has no connection to its init", self.info.display()))
     }
 
     /// Notes a sentence for `woodfrog logs` and the agent's own log.

@@ -20,8 +20,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
 use woodfrog_criu::{Connections as CriuConnections, CriuError, DumpOptions, Setup, Toolchain, Worker};
 use woodfrog_image::{
-    BaseImage, BlobStore, BuildError, BuiltImage, CheckpointRecord, DiffOptions, ImageBuilder,
-    VolumeSource,
+    BaseImage, BlobStore, BuildError, BuiltImage, CheckpointRecord, DiffOptions, ImageBuilder, VolumeSource,
 };
 use woodfrog_protocol::agent::{Connections, Phase};
 
@@ -127,10 +126,7 @@ pub async fn dump(
     Ok(Dumped { build, standstill_ms, phases: watch.phases() })
 }
 
-async fn worker(
-    criu: Arc<Toolchain>,
-    job: &Job,
-) -> Result<(Worker, woodfrog_criu::Given), FreezeError> {
+async fn worker(criu: Arc<Toolchain>, job: &Job) -> Result<(Worker, woodfrog_criu::Given), FreezeError> {
     let failed = |source: std::io::Error| FreezeError::Directory { path: job.dir.clone(), source };
     let open = |name: &str| {
         let path = job.dir.join(name);
@@ -149,10 +145,9 @@ async fn worker(
         setup = setup.real_ids(uid, gid);
     }
     let images = setup.give(open("images").map_err(failed)?);
-    let worker = Worker::spawn(criu, setup).await.map_err(|source| FreezeError::Worker {
-        container: job.container.info.display(),
-        source,
-    })?;
+    let worker = Worker::spawn(criu, setup)
+        .await
+        .map_err(|source| FreezeError::Worker { container: job.container.info.display(), source })?;
     Ok((worker, images))
 }
 
@@ -231,7 +226,8 @@ fn capture(
     let options =
         DiffOptions { mount_points: volumes::mount_points(&container.info), ..DiffOptions::default() };
     let report = builder.rootfs_diff(std::os::fd::AsFd::as_fd(&upper), &options).map_err(failed)?;
-    warnings.extend(report.skipped.iter().map(|s| format!("{} is left out: {:?}", s.path.display(), s.reason)));
+    warnings
+        .extend(report.skipped.iter().map(|s| format!("{} is left out: {:?}", s.path.display(), s.reason)));
     for Volume { path, kind } in volumes::carried(&container.info) {
         let directory = volumes::open(init, &path)
             .map_err(|source| FreezeError::Directory { path: path.clone(), source })?;
@@ -243,7 +239,8 @@ fn capture(
         };
         let report = builder.volume(&source).map_err(failed)?;
         let at = |file: &Path| path.join(file).display().to_string();
-        warnings.extend(report.skipped.iter().map(|s| format!("{} is left out: {:?}", at(&s.path), s.reason)));
+        warnings
+            .extend(report.skipped.iter().map(|s| format!("{} is left out: {:?}", at(&s.path), s.reason)));
     }
     Ok(())
 }

@@ -216,10 +216,12 @@ pub async fn freeze(
     let destinations = destinations(engine, containers, request)?;
     let mut trees = Vec::new();
     for container in containers {
-        trees.push(preflight(container, connections).map_err(|findings| FreezeError::Preflight {
-            container: container.info.display(),
-            findings,
-        })?);
+        trees.push(
+            preflight(container, connections).map_err(|findings| FreezeError::Preflight {
+                container: container.info.display(),
+                findings,
+            })?,
+        );
     }
     let _busy = containers.iter().map(Busy::begin).collect::<Result<Vec<_>, _>>()?;
     before_hooks(engine, containers, request).await?;
@@ -297,9 +299,9 @@ async fn before_hooks(
 ) -> Result<(), FreezeError> {
     for container in containers {
         for hook in &request.before_checkpoint {
-            hooks::run(&*engine.runtime, &container.info.id, container.life().init, hook).await.map_err(
-                |source| FreezeError::Hook { container: container.info.display(), source },
-            )?;
+            hooks::run(&*engine.runtime, &container.info.id, container.life().init, hook)
+                .await
+                .map_err(|source| FreezeError::Hook { container: container.info.display(), source })?;
         }
     }
     Ok(())
@@ -358,6 +360,7 @@ fn record(
         },
         created: whole_seconds(SystemTime::now()),
         generation: life.generation,
+        seccomp_filters: seccomp_filters(life.init)?,
         compatibility: engine.node.clone(),
         environment: environment.into_iter().map(|(name, value)| format!("{name}={value}")).collect(),
         stdio: stdio.collect(),
@@ -373,6 +376,13 @@ fn record(
         memory: Vec::new(),
         volumes: Vec::new(),
     })
+}
+
+/// How many seccomp filters a process has (Linux 5.9 and later tell).
+fn seccomp_filters(pid: i32) -> io::Result<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("Seccomp_filters:"));
+    Ok(line.and_then(|count| count.trim().parse().ok()).unwrap_or(0))
 }
 
 fn whole_seconds(time: SystemTime) -> SystemTime {
@@ -526,4 +536,3 @@ impl Drop for Hold {
         let _ = self.0.order(Order::EndDump);
     }
 }
-

@@ -113,9 +113,9 @@ impl Keeper<'_> {
             State::Waiting if self.container.checkpoint_image => {
                 self.welcome(&link, &hello, Start::Thaw).await?;
                 self.container.update(|life| life.phasing = Phasing::Waiting);
-                let prepared = preparation
-                    .take()
-                    .unwrap_or_else(|| tokio::spawn(thaw::prepare(self.engine.clone(), self.container.clone())));
+                let prepared = preparation.take().unwrap_or_else(|| {
+                    tokio::spawn(thaw::prepare(self.engine.clone(), self.container.clone()))
+                });
                 self.thaw(&mut link, prepared).await?;
             }
             // An init that is leased settles by itself whether the thaw came about, and says so.
@@ -123,8 +123,7 @@ impl Keeper<'_> {
             State::Cold | State::Thawed => {
                 self.welcome(&link, &hello, Start::Cold).await?;
                 self.container.update(|life| {
-                    life.phasing =
-                        if hello.state() == State::Cold { Phasing::Cold } else { Phasing::Thawed };
+                    life.phasing = if hello.state() == State::Cold { Phasing::Cold } else { Phasing::Thawed };
                     life.application = hello.application_pid;
                     life.generation = hello.generation;
                 });
@@ -158,7 +157,15 @@ impl Keeper<'_> {
     async fn thaw(&self, link: &mut Link, preparation: Preparation) -> Result<(), LinkError> {
         self.container.update(|life| life.phasing = Phasing::Thawing);
         match thaw::thaw(self.engine, self.container, link, preparation).await {
-            Ok(Thawed { application, generation, image_digest, after_restore, phases, began_us, done_us }) => {
+            Ok(Thawed {
+                application,
+                generation,
+                image_digest,
+                after_restore,
+                phases,
+                began_us,
+                done_us,
+            }) => {
                 let done = woodfrog_protocol::init::Done { generation, image_digest };
                 link.send(to_init::Kind::Done(done), None).await?;
                 self.container.update(|life| {

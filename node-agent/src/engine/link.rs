@@ -86,7 +86,13 @@ impl Link {
                 .stream
                 .async_io(Interest::WRITABLE, || {
                     let socket = self.stream.as_fd().as_raw_fd();
-                    Ok(sendmsg::<()>(socket, &[IoSlice::new(&bytes[sent..])], rights, MsgFlags::MSG_NOSIGNAL, None)?)
+                    Ok(sendmsg::<()>(
+                        socket,
+                        &[IoSlice::new(&bytes[sent..])],
+                        rights,
+                        MsgFlags::MSG_NOSIGNAL,
+                        None,
+                    )?)
                 })
                 .await?;
         }

@@ -32,8 +32,8 @@ use tracing::{info, warn};
 use woodfrog_criu::Toolchain;
 use woodfrog_image::Compatibility;
 use woodfrog_protocol::agent::{
-    CheckRequest, Checked, Connections, Container as Listed, ContainerCreated, FreezeRequest, Frozen, Outcome,
-    Started, response,
+    CheckRequest, Checked, Connections, Container as Listed, ContainerCreated, FreezeRequest, Frozen,
+    Outcome, Started, response,
 };
 use woodfrog_protocol::paths;
 
@@ -189,7 +189,8 @@ impl Engine {
         let containers =
             request.targets.iter().map(|t| self.find(&t.container)).collect::<Result<Vec<_>, _>>()?;
         let engine = self.clone();
-        let task = tokio::spawn(async move { freeze::freeze(&engine, &containers, &request, &progress).await });
+        let task =
+            tokio::spawn(async move { freeze::freeze(&engine, &containers, &request, &progress).await });
         Ok(task.await.map_err(|_| EngineError::Panic)??)
     }
 

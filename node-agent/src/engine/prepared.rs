@@ -44,7 +44,11 @@ pub enum PrepareError {
         source: io::Error,
     },
     /// No layer has a record.
-    #[error("the image has no /{}/{}: it is no checkpoint image", labels::CHECKPOINT_DIR, labels::RECORD_FILE)]
+    #[error(
+        "the image has no /{}/{}: it is no checkpoint image",
+        labels::CHECKPOINT_DIR,
+        labels::RECORD_FILE
+    )]
     NoRecord,
     /// The record is not one that this release reads.
     #[error(transparent)]
@@ -91,9 +95,8 @@ impl Prepared {
         let merged = overlay(dirs.iter().map(AsFd::as_fd))?;
         // A mount's own descriptor is only a place; to read it, it is opened.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let opened = rustix::fs::openat(&merged, ".", flags, Mode::empty()).map_err(|e| {
-            PrepareError::Read { path: labels::CHECKPOINT_DIR.into(), source: e.into() }
-        })?;
+        let opened = rustix::fs::openat(&merged, ".", flags, Mode::empty())
+            .map_err(|e| PrepareError::Read { path: labels::CHECKPOINT_DIR.into(), source: e.into() })?;
         let merged = ImageDir::new(opened);
         let images = Checkpoint::open(&merged, &[labels::RECORD_FILE, "volumes"])?;
         images.check_pages(&[&merged])?;

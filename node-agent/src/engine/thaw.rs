@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   prepare   (from CreateContainer on) read the image, compare the node                ─┐
-//!   check     PID 1 of the running container against the image; rewrite what is its      │ any failure:
-//!   volumes   lay out what the image carries                                             │ the init starts
+//!   volumes   lay out what the image carries (undone by any failure)                     │ any failure:
+//!   check     PID 1 of the running container against the image; rewrite what is its      │ the init starts
 //!   worker    CRIU into the container's namespaces and cgroups                           │ the command
 //!   lease     the init will start nothing while CRIU (its pidfd) lives                   │
 //!   restore   … until all tasks are there and none runs                                 ─┤
@@ -38,6 +38,7 @@ use super::phases::{Stopwatch, monotonic_us};
 use super::prepared::{PrepareError, Prepared};
 use super::restore_json::{self, Identity, RestoreFile};
 use super::runtime::{Runtime, RuntimeError};
+use super::volumes::LaidOut;
 use super::{cgroups, netns, volumes};
 use crate::policy;
 
@@ -75,6 +76,16 @@ pub enum ThawError {
     /// The image asks for what the container may not do.
     #[error("the image asks for what this container may not do: {}", .0.first().map(ToString::to_string).unwrap_or_default())]
     Policy(Vec<policy::Violation>),
+    /// The first filters of the image's tasks are the runtime's; with another number of them they would be mistaken.
+    #[error(
+        "the image was frozen under {there} seccomp filters of the runtime, this container has {here}: use the seccomp profile of the pod that was frozen"
+    )]
+    Seccomp {
+        /// In the image.
+        there: usize,
+        /// In the container.
+        here: usize,
+    },
     /// PID 1 of the container cannot be looked at.
     #[error(transparent)]
     Target(#[from] policy::TargetError),
@@ -154,6 +165,10 @@ pub async fn thaw(
     let prepared = Arc::new(preparation.await??);
     watch.lap("prepare");
 
+    let (pid, carried) = (link.pid, prepared.clone());
+    let laid_out = spawn_blocking(move || lay_out_volumes(&carried, pid)).await??;
+    watch.lap("volumes");
+
     let scratch = tempfile::tempdir_in(&engine.dirs.scratch).map_err(failed("make a scratch directory"))?;
     let addresses = netns::addresses(link.pid).map_err(failed("read the pod's addresses"))?;
     let (images, work) = {
@@ -162,10 +177,6 @@ pub async fn thaw(
         spawn_blocking(move || image_directory(&prepared, pid, &devices, &addresses, &path)).await??
     };
     watch.lap("check");
-
-    let (pid, carried) = (link.pid, prepared.clone());
-    spawn_blocking(move || lay_out_volumes(&carried, pid)).await??;
-    watch.lap("volumes");
 
     let mut setup = Setup::new(work)
         .container(Arc::new(open_pidfd(link.pid)?))
@@ -211,6 +222,7 @@ pub async fn thaw(
     }
     watch.lap("commit");
     restore.finish().await?;
+    laid_out.keep();
     watch.lap("resume");
     Ok(Thawed {
         application,
@@ -232,6 +244,10 @@ fn image_directory(
     scratch: &Path,
 ) -> Result<(OwnedFd, OwnedFd), ThawError> {
     let target = policy::Target::read(init, devices)?;
+    let (there, here) = (prepared.record.seccomp_filters as usize, target.seccomp.len());
+    if there != here {
+        return Err(ThawError::Seccomp { there, here });
+    }
     let plan = prepared.policy.check(&prepared.images, &target).map_err(ThawError::Policy)?;
     let mut rewrite = Rewrite::new(&prepared.images);
     plan.apply(&mut rewrite);
@@ -251,7 +267,8 @@ fn image_directory(
     Ok((prepared.with(&changed)?, make("work").map_err(failed("make a scratch directory"))?))
 }
 
-fn lay_out_volumes(prepared: &Prepared, init: i32) -> Result<(), ThawError> {
+fn lay_out_volumes(prepared: &Prepared, init: i32) -> Result<LaidOut, ThawError> {
+    let mut laid_out = LaidOut::default();
     for volume in &prepared.record.volumes {
         let path = Path::new(&volume.mount_path);
         let dir = volumes::open(init, path).map_err(failed(format!(
@@ -259,9 +276,12 @@ fn lay_out_volumes(prepared: &Prepared, init: i32) -> Result<(), ThawError> {
             path.display()
         )))?;
         let archive = prepared.open(&volume.archive.name).map_err(failed("open a volume's archive"))?;
+        laid_out
+            .begin(dir.try_clone().map_err(failed("keep a volume open"))?)
+            .map_err(failed("look into a volume"))?;
         woodfrog_image::lay_out(archive, dir.as_fd(), volumes::MAX_BYTES)?;
     }
-    Ok(())
+    Ok(laid_out)
 }
 
 fn highest_pid(prepared: &Prepared) -> i32 {
@@ -271,8 +291,10 @@ fn highest_pid(prepared: &Prepared) -> i32 {
 }
 
 fn open_pidfd(pid: i32) -> Result<OwnedFd, ThawError> {
-    let pid = Pid::from_raw(pid).ok_or_else(|| failed("name the container's init")(io::ErrorKind::NotFound.into()))?;
-    rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(|e| failed("open the container's init")(e.into()))
+    let pid = Pid::from_raw(pid)
+        .ok_or_else(|| failed("name the container's init")(io::ErrorKind::NotFound.into()))?;
+    rustix::process::pidfd_open(pid, PidfdFlags::empty())
+        .map_err(|e| failed("open the container's init")(e.into()))
 }
 
 /// Standard streams of the init: the runtime's pipes. A new description of the same pipe serves as well.

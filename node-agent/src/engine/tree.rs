@@ -178,7 +178,8 @@ fn children(proc: &Proc) -> Result<Vec<i32>, ProcError> {
 }
 
 fn sockets(tree: &mut Tree, root: i32) -> Result<(), ProcError> {
-    let ours: BTreeSet<u64> = tree.processes.iter().flat_map(|p| &p.files).filter_map(OpenFile::socket).collect();
+    let ours: BTreeSet<u64> =
+        tree.processes.iter().flat_map(|p| &p.files).filter_map(OpenFile::socket).collect();
     let proc = Proc::new(root)?;
     for entry in proc.tcp()?.into_iter().chain(proc.tcp6().unwrap_or_default()) {
         if !ours.contains(&entry.inode) {
@@ -187,9 +188,9 @@ fn sockets(tree: &mut Tree, root: i32) -> Result<(), ProcError> {
         match entry.state {
             TcpState::Listen => tree.listeners.push(entry.local_address),
             TcpState::Close => {}
-            _ => tree
-                .connections
-                .push(Connection { local: entry.local_address, remote: entry.remote_address }),
+            _ => {
+                tree.connections.push(Connection { local: entry.local_address, remote: entry.remote_address })
+            }
         }
     }
     Ok(())

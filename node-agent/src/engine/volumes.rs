@@ -4,7 +4,7 @@
 //! else (persistent, host and projected volumes) is the new pod's.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Mount;
@@ -29,7 +29,9 @@ pub struct Volume {
 /// The mounts of a container whose contents travel in its image.
 pub fn carried(info: &ContainerInfo) -> Vec<Volume> {
     let mounts = info.spec.mounts().iter().flatten();
-    mounts.filter_map(|mount| Some(Volume { path: mount.destination().clone(), kind: kind(mount)? })).collect()
+    mounts
+        .filter_map(|mount| Some(Volume { path: mount.destination().clone(), kind: kind(mount)? }))
+        .collect()
 }
 
 /// Every place where the runtime has mounted something; none of it is part of the root file system.
@@ -66,6 +68,48 @@ pub fn open(pid: i32, path: &Path) -> io::Result<OwnedFd> {
     } else {
         Err(io::Error::other(format!("{} is not a mount point", path.display())))
     }
+}
+
+/// Volumes that were filled for a thaw. Unless the thaw comes about, those that were empty before are emptied again, so
+/// that a cold start does not find what another life of the application left there.
+#[derive(Debug, Default)]
+pub struct LaidOut(Vec<OwnedFd>);
+
+impl LaidOut {
+    /// Notes a volume that is about to be filled.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn begin(&mut self, volume: OwnedFd) -> io::Result<()> {
+        if std::fs::read_dir(path(&volume))?.next().is_none() {
+            self.0.push(volume);
+        }
+        Ok(())
+    }
+
+    /// The thaw has come about.
+    pub fn keep(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for LaidOut {
+    fn drop(&mut self) {
+        for volume in &self.0 {
+            for entry in std::fs::read_dir(path(volume)).into_iter().flatten().flatten() {
+                // Neither follows links. What cannot be removed is left: the cold start is more important.
+                let _ = match entry.file_type() {
+                    Ok(kind) if kind.is_dir() => std::fs::remove_dir_all(entry.path()),
+                    _ => std::fs::remove_file(entry.path()),
+                };
+            }
+        }
+    }
+}
+
+/// The kernel's path of an open directory, wherever it is mounted.
+fn path(dir: &OwnedFd) -> PathBuf {
+    format!("/proc/self/fd/{}", dir.as_raw_fd()).into()
 }
 
 #[cfg(test)]

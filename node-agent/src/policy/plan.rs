@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use woodfrog_criu::images::messages::misc::LsmType;
 use woodfrog_criu::images::messages::task::{Creds, Rlimit};
 use woodfrog_criu::images::{Checkpoint, Rewrite};
+use woodfrog_sys::seccomp::Filter;
 
+use super::seccomp::{self, LOG};
 use super::target::{LIMITS, Label, Limit, Target};
 
 /// `loginuid` of a process that nobody logged in for.
@@ -22,6 +24,8 @@ pub struct Plan {
     /// Descriptor tables with SELinux labels.
     tables: BTreeSet<u32>,
     module: bool,
+    /// Filters of PID 1, by their places in `seccomp.img`.
+    seccomp: Vec<(usize, Filter)>,
 }
 
 impl Plan {
@@ -33,6 +37,7 @@ impl Plan {
             cores: BTreeSet::new(),
             tables: BTreeSet::new(),
             module: false,
+            seccomp: seccomp::replaced(&images.seccomp, &target.seccomp),
         };
         plan.module = images.inventory.lsmtype.unwrap_or(0) != plan.module() as i32;
         for task in &images.tasks {
@@ -64,6 +69,7 @@ impl Plan {
     /// - `oom_score_adj`: PID 1's.
     /// - Security label: PID 1's for every thread, or none when PID 1 has none; policies in the image are dropped.
     /// - `loginuid`: dropped.
+    /// - Seccomp: the runtime's filters are PID 1's.
     pub fn apply(&self, rewrite: &mut Rewrite<'_>) {
         if self.module {
             rewrite.inventory().lsmtype = Some(self.module() as i32);
@@ -82,6 +88,13 @@ impl Plan {
                 creds.lsm_profile = self.label.as_ref().map(|label| label.text.clone());
                 creds.lsm_sockcreate = None;
                 creds.apparmor_data = None;
+            }
+        }
+        for (place, own) in &self.seccomp {
+            if let Some(filter) = rewrite.seccomp().get_mut(*place) {
+                filter.filter = own.program.clone();
+                let flags = filter.flags.unwrap_or(0) & !LOG;
+                filter.flags = Some(if own.log { flags | LOG } else { flags });
             }
         }
         for id in &self.tables {

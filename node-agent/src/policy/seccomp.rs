@@ -1,6 +1,11 @@
-//! Seccomp: every thread's filters must begin with PID 1's own, byte for byte, and may only add to them.
+//! Seccomp: every thread's filters begin with PID 1's own, byte for byte, and may only add to them.
+//!
+//! The first filters of a chain are those that the runtime had installed where the tree was dumped. They are not compared
+//! but replaced by PID 1's: the runtime does not write one profile down as the same bytes twice (runc's stub for
+//! unknown system calls follows the order of a Go map), and what comes from PID 1 need not be trusted.
 
 use woodfrog_criu::images::messages::misc::SeccompFilter;
+use woodfrog_sys::seccomp::Filter;
 
 use super::Rules;
 use super::target::Target;
@@ -13,7 +18,7 @@ const FILTER: i32 = 2;
 /// `SECCOMP_FILTER_FLAG_TSYNC`, which CRIU sets, and `SECCOMP_FILTER_FLAG_LOG`. Others would change what the
 /// kernel protects against, or hand decisions to another process.
 const TSYNC: u32 = 1 << 0;
-const LOG: u32 = 1 << 1;
+pub(super) const LOG: u32 = 1 << 1;
 
 const PROFILE: &str = "thaw with the seccomp profile of the pod that was frozen";
 
@@ -22,8 +27,16 @@ const PROFILE: &str = "thaw with the seccomp profile of the pod that was frozen"
 pub(super) struct Chain {
     who: String,
     mode: i32,
-    /// The first installed first.
-    filters: Vec<SeccompFilter>,
+    /// Where they are in `seccomp.img`, the first installed first.
+    filters: Vec<u32>,
+}
+
+impl Chain {
+    /// Whether each of its filters is set on all threads of the process at once.
+    fn is_synced(&self, filters: &[SeccompFilter]) -> bool {
+        let flags = |index: &u32| filters.get(*index as usize).and_then(|f| f.flags).unwrap_or(0);
+        !self.filters.is_empty() && self.filters.iter().all(|index| flags(index) & TSYNC != 0)
+    }
 }
 
 /// Follows each thread's chain from its newest filter to its oldest.
@@ -34,8 +47,15 @@ pub(super) fn chains(rules: &mut Rules<'_>) -> Vec<Chain> {
         if task.tc().old_seccomp_mode.is_some() || task.tc().old_seccomp_filter.is_some() {
             rules.report.refuse(&who, "old_seccomp_mode", "set", "the field of each thread", TAMPERED);
         }
+        let mut leader: Option<Chain> = None;
         for (_, thread) in task.thread_cores() {
             let mode = thread.seccomp_mode.unwrap_or(DISABLED);
+            // CRIU writes filters that all threads share with the leader only, to be set on all of them by TSYNC.
+            let synced =
+                leader.as_ref().is_some_and(|l| l.mode == FILTER && l.is_synced(&rules.images.seccomp));
+            if synced && mode == DISABLED && thread.seccomp_filter.is_none() {
+                continue;
+            }
             let filters = match (mode, thread.seccomp_filter) {
                 (DISABLED | STRICT, None) => Some(Vec::new()),
                 (FILTER, Some(newest)) => chain(&rules.images.seccomp, newest),
@@ -53,6 +73,7 @@ pub(super) fn chains(rules: &mut Rules<'_>) -> Vec<Chain> {
                 continue;
             };
             let chain = Chain { who: who.clone(), mode, filters };
+            leader.get_or_insert_with(|| chain.clone());
             if !chains.contains(&chain) {
                 chains.push(chain);
             }
@@ -76,8 +97,8 @@ pub(super) fn chains(rules: &mut Rules<'_>) -> Vec<Chain> {
     chains
 }
 
-/// Oldest first. CRIU lists a filter after the one that it was added to, so `prev` always goes down.
-fn chain(filters: &[SeccompFilter], newest: u32) -> Option<Vec<SeccompFilter>> {
+/// Places of its filters, oldest first. CRIU lists a filter after the one that it was added to, so `prev` always goes down.
+fn chain(filters: &[SeccompFilter], newest: u32) -> Option<Vec<u32>> {
     let mut chain = Vec::new();
     let mut next = Some(newest);
     while let Some(index) = next {
@@ -85,7 +106,7 @@ fn chain(filters: &[SeccompFilter], newest: u32) -> Option<Vec<SeccompFilter>> {
         if filter.prev.is_some_and(|prev| prev >= index) {
             return None;
         }
-        chain.push(filter.clone());
+        chain.push(index);
         next = filter.prev;
     }
     chain.reverse();
@@ -108,23 +129,23 @@ pub(super) fn judge(chains: &[Chain], target: &Target, report: &mut Report) {
         if chain.mode != FILTER {
             continue;
         }
-        for (number, own) in target.seccomp.iter().enumerate() {
-            let value = match chain.filters.get(number) {
-                None => format!("only {} filters", chain.filters.len()),
-                Some(filter) if filter.filter != own.program => {
-                    let (a, b) = (filter.filter.len() / 8, own.program.len() / 8);
-                    format!("filter {number} with other contents ({a} instructions, PID 1's has {b})")
-                }
-                Some(filter) if (filter.flags.unwrap_or(0) & LOG != 0) != own.log => {
-                    format!("filter {number} that logs otherwise than PID 1's")
-                }
-                Some(_) => continue,
-            };
-            let allowed = format!("PID 1's own {} filters first, then more", target.seccomp.len());
-            report.refuse(who, "seccomp_filter", value, allowed, PROFILE);
-            break;
-        }
+        let (filters, own) = (chain.filters.len(), target.seccomp.len());
+        let (value, allowed) = (format!("{filters} filters"), format!("{own} or more, as PID 1 has {own}"));
+        report.require(filters >= own, who, "seccomp_filter", value, allowed, PROFILE);
     }
+}
+
+/// The filters of `seccomp.img` that PID 1's own take the place of.
+pub(super) fn replaced(filters: &[SeccompFilter], own: &[Filter]) -> Vec<(usize, Filter)> {
+    let depth = |filter: &SeccompFilter| {
+        let older = |f: &SeccompFilter| f.prev.and_then(|index| filters.get(index as usize)).cloned();
+        std::iter::successors(older(filter), older).count()
+    };
+    filters
+        .iter()
+        .enumerate()
+        .filter_map(|(index, filter)| Some((index, own.get(depth(filter))?.clone())))
+        .collect()
 }
 
 fn mode_name(mode: i32) -> String {

@@ -314,12 +314,12 @@ fn without_no_new_privs_the_bounding_set_is_the_measure() {
 }
 
 #[test]
-fn seccomp_filters_that_are_gone_shorter_other_or_reordered_are_refused() {
+fn seccomp_filters_that_are_gone_or_malformed_are_refused() {
     if !root() {
         return;
     }
     type Edit = fn(&mut Checkpoint);
-    let edits: [(&str, Edit); 9] = [
+    let edits: [(&str, Edit); 6] = [
         ("seccomp_mode", |i| {
             thread(i).seccomp_mode = Some(0);
             thread(i).seccomp_filter = None;
@@ -328,13 +328,7 @@ fn seccomp_filters_that_are_gone_shorter_other_or_reordered_are_refused() {
             thread(i).seccomp_mode = Some(1);
             thread(i).seccomp_filter = None;
         }),
-        ("seccomp_filter", |i| i.seccomp[0].filter[4] ^= 1),
-        ("seccomp_filter", |i| i.seccomp[0].filter.truncate(24)),
-        ("seccomp_filter", |i| {
-            let (first, second) = i.seccomp.split_at_mut(1);
-            std::mem::swap(&mut first[0].filter, &mut second[0].filter);
-        }),
-        ("seccomp_filter", |i| i.seccomp[1].prev = None),
+        ("filter", |i| i.seccomp[0].filter.truncate(25)),
         ("seccomp_filter", |i| i.seccomp[1].prev = Some(1)),
         ("seccomp_filter", |i| thread(i).seccomp_filter = Some(9)),
         ("flags", |i| i.seccomp[1].flags = Some(1 << 3)),
@@ -350,6 +344,33 @@ fn seccomp_filters_that_are_gone_shorter_other_or_reordered_are_refused() {
     check(&images, &both).unwrap_or_else(|violations| panic!("{violations:#?}"));
     let three = Target { seccomp: own.clone().chain(own).take(3).collect(), ..both };
     refused(&images, &three, "seccomp_filter");
+}
+
+#[test]
+fn the_runtimes_seccomp_filters_are_taken_from_pid_1_whatever_the_image_says() {
+    if !root() {
+        return;
+    }
+    type Edit = fn(&mut Checkpoint);
+    let edits: [Edit; 4] = [
+        |i| i.seccomp[0].filter[4] ^= 1,
+        |i| i.seccomp[0].filter.truncate(24),
+        |i| {
+            let (first, second) = i.seccomp.split_at_mut(1);
+            std::mem::swap(&mut first[0].filter, &mut second[0].filter);
+        },
+        |i| i.seccomp[0].filter = vec![6, 0, 0, 0, 0, 0, 255, 127],
+    ];
+    for edit in edits {
+        let (mut images, _container, target) = restricted();
+        edit(&mut images);
+        let added = images.seccomp[1].clone();
+        let plan = check(&images, &target).unwrap_or_else(|violations| panic!("{violations:#?}"));
+        let mut rewrite = Rewrite::new(&images);
+        plan.apply(&mut rewrite);
+        assert_eq!(rewrite.seccomp()[0].filter, target.seccomp[0].program);
+        assert_eq!(rewrite.seccomp()[1], added, "what the application added stays");
+    }
 }
 
 #[test]

@@ -12,7 +12,7 @@ use super::checkpoint::Checkpoint;
 use super::error::ImageError;
 use super::frame;
 use super::messages::file::{Fdinfo, File};
-use super::messages::misc::Inventory;
+use super::messages::misc::{Inventory, Seccomp, SeccompFilter};
 use super::messages::task::Core;
 use super::name::ImageName;
 
@@ -24,6 +24,7 @@ pub struct Rewrite<'a> {
     cores: BTreeMap<u32, Core>,
     files: BTreeMap<u32, File>,
     tables: BTreeMap<u32, Vec<Fdinfo>>,
+    seccomp: Option<Vec<SeccompFilter>>,
 }
 
 impl<'a> Rewrite<'a> {
@@ -35,6 +36,7 @@ impl<'a> Rewrite<'a> {
             cores: BTreeMap::new(),
             files: BTreeMap::new(),
             tables: BTreeMap::new(),
+            seccomp: None,
         }
     }
 
@@ -72,6 +74,11 @@ impl<'a> Rewrite<'a> {
         self.tables.get_mut(&files_id)
     }
 
+    /// The filters of `seccomp.img`, to be edited.
+    pub fn seccomp(&mut self) -> &mut Vec<SeccompFilter> {
+        self.seccomp.get_or_insert_with(|| self.checkpoint.seccomp.clone())
+    }
+
     /// Moves all sockets that are bound to the old address. Tells how many.
     pub fn rebind(&mut self, rebind: Rebind) -> usize {
         let mut moved = 0;
@@ -100,6 +107,10 @@ impl<'a> Rewrite<'a> {
         }
         for (id, table) in &self.tables {
             changed.push(file_of(&ImageName::Fdinfo(*id), table));
+        }
+        if let Some(filters) = &self.seccomp {
+            let all = Seccomp { seccomp_filters: filters.clone() };
+            changed.push(file_of(&ImageName::Seccomp, [&all]));
         }
         changed
     }

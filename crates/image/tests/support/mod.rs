@@ -22,6 +22,7 @@ pub fn record() -> CheckpointRecord {
         },
         created: SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_000),
         generation: 0,
+        seccomp_filters: 0,
         compatibility: Compatibility::of_this_node("4.2.1").unwrap(),
         environment: vec!["LANG=C".into()],
         stdio: Vec::new(),
