@@ -10,7 +10,7 @@ use serde_json::Value;
 const ARROWS: &[(&str, &[&str])] = &[
     ("node-agent", &["cri-shim", "criu", "image", "protocol", "sys"]),
     ("woodfrog-bench", &["criu", "image", "protocol", "sys", "testkubelet", "testnode"]),
-    ("woodfrog", &["image", "protocol"]),
+    ("woodfrog", &["criu", "image", "protocol"]),
     ("woodfrog-cri-shim", &["protocol"]),
     ("woodfrog-criu", &["protocol", "sys"]),
     ("woodfrog-image", &[]),
@@ -24,7 +24,8 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// The node's own tests run pods on it.
-const ARROWS_OF_TESTS: &[(&str, &str)] = &[("woodfrog-testnode", "testkubelet")];
+const ARROWS_OF_TESTS: &[(&str, &str)] =
+    &[("woodfrog-criu", "testnode"), ("woodfrog-testnode", "testkubelet")];
 
 const LICENCES: &[&str] = &[
     "0BSD",

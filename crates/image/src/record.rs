@@ -72,7 +72,7 @@ pub struct CheckpointRecord {
     pub processes: Vec<Process>,
     /// Sockets that listen.
     pub listeners: Vec<Listener>,
-    /// What to do after a restore, in this order.
+    /// What to do after a restore, the last one first.
     pub after_restore: Vec<Hook>,
     /// The pod's addresses when it was frozen: listeners bound to one of them move to the new pod's.
     pub pod_addresses: Vec<IpAddr>,
@@ -145,7 +145,7 @@ pub enum Hook {
         /// Seconds until it is given up.
         timeout_seconds: u32,
     },
-    /// Send a GET request to the pod.
+    /// Send a POST request without a body to the container, on loopback.
     #[serde(rename_all = "camelCase")]
     Http {
         /// The port.

@@ -10,8 +10,8 @@
 //!            ┌─────▼─────┐  abort: connection lost, StartCold,     │
 //!            │  Leased   │  deadline; then CRIU's end is awaited   │
 //!            └─────┬─────┘                                         │
-//!     Commit{pid}  │ Committed    ├── no living root: kill the ────┤
-//!     Done         │              │   rest, which must succeed ┐   │
+//!     Commit{pid}  │ Committed    ├── no living root, or StartCold:┤
+//!     Done         │              │   kill the rest; if not ───┐   │
 //!            ┌─────▼─────┐        │                            │ ┌─▼─────────┐
 //!            │  Thawed   │◄───────┘ the root is a living child │ │   Cold    │◄─┐ killed by a signal
 //!            └─────┬─────┘                                     │ └─┬───────┬─┘  │ during a dump
@@ -207,9 +207,13 @@ impl<W: World> Machine<W> {
             Told::RequestLease(_) => self.lease(fd, now),
             Told::Commit(commit) => self.commit(commit.pid),
             Told::Done(done) => return self.done(done.generation, done.image_digest),
-            Told::StartCold(reason) => match self.phase {
+            Told::StartCold(reason) => match &mut self.phase {
                 Phase::Waiting { .. } => return self.cold(&reason.message),
-                Phase::Leased(_) => return self.abort(reason.message, now),
+                Phase::Leased(lease) => {
+                    // The agent has heard how CRIU ended: a root that lives all the same is only half restored.
+                    lease.root = None;
+                    return self.abort(reason.message, now);
+                }
                 Phase::Running(_) => {}
             },
             Told::BeginDump(_) => {

@@ -198,7 +198,7 @@ pub struct Commit {
 /// See [`to_init::Kind::Done`].
 #[derive(Clone, PartialEq, Eq, Hash, Message)]
 pub struct Done {
-    /// Counts the lives of this image's state on this node; never 0.
+    /// How many thaws lie between the application and the start of its ancestor; at least 1.
     #[prost(uint64, tag = "1")]
     pub generation: u64,
     /// Digest of the checkpoint image.

@@ -28,7 +28,7 @@
 //! # fn main() -> Result<(), woodfrog_testnode::Error> {
 //! let node = Node::up("thaw", &Options { images: vec![App::Cpython], ..Options::default() })?.into_guard();
 //! let version = node.command("runc").arg("--version").output().expect("runc runs");
-//! node.start("agent", &["/opt/woodfrog/debug/node-agent", "serve"])?;
+//! node.start("agent", &["/opt/woodfrog/debug/node-agent", "run"])?;
 //! println!("{:?} {}", node.containerd_socket(), node.logs("agent")?);
 //! # Ok(()) } // the guard takes the node down
 //! ```

@@ -42,11 +42,11 @@ use super::{Engine, netns, preflight, restore_json};
 #[derive(Debug, thiserror::Error)]
 pub enum FreezeError {
     /// It could not work.
-    #[error("{container} cannot be frozen: {}", .findings.iter().map(|f| f.message.as_str()).collect::<Vec<_>>().join("; "))]
+    #[error("{} cannot be frozen: {}", .containers.join(" and "), .findings.iter().map(|f| f.message.as_str()).collect::<Vec<_>>().join("; "))]
     Preflight {
-        /// The container.
-        container: String,
-        /// All reasons.
+        /// The containers that cannot be frozen.
+        containers: Vec<String>,
+        /// All reasons, each with its container.
         findings: Vec<Finding>,
     },
     /// It is being frozen already.
@@ -214,35 +214,19 @@ pub async fn freeze(
     let began = Instant::now();
     let connections = Connections::try_from(request.connections).unwrap_or(Connections::Refuse);
     let destinations = destinations(engine, containers, request)?;
-    let mut trees = Vec::new();
-    for container in containers {
-        trees.push(
-            preflight(container, connections).map_err(|findings| FreezeError::Preflight {
-                container: container.info.display(),
-                findings,
-            })?,
-        );
-    }
+    let trees = preflight_all(containers, connections)?;
     let _busy = containers.iter().map(Busy::begin).collect::<Result<Vec<_>, _>>()?;
-    before_hooks(engine, containers, request).await?;
-
     let work = tempfile::tempdir_in(&engine.dirs.freezes)
         .map_err(|source| FreezeError::Directory { path: engine.dirs.freezes.clone(), source })?;
     let store = Arc::new(BlobStore::open(work.path().join("blobs"))?);
-    let mut jobs = Vec::new();
-    let mut bases = Vec::new();
-    for (number, (container, tree)) in containers.iter().zip(trees).enumerate() {
-        let dir = work.path().join(number.to_string());
-        let (job, base) = job(engine, container, tree, &dir, &store, request).await?;
-        jobs.push(job);
-        bases.push(base);
-    }
-    let dumped = dump_together(engine, jobs, progress, request).await?;
-    if !request.stop {
+    let held = dump_all(engine, containers, trees, request, work.path(), &store, progress).await;
+    // An application that runs on is as it was before the hooks, whether its dump came about or not.
+    if !request.stop || held.is_err() {
         for container in containers {
             hooks::after_restore(&*engine.runtime, container, &request.after_restore).await;
         }
     }
+    let (dumped, bases) = held?;
     let finishing = dumped.into_iter().zip(destinations).zip(bases).enumerate().map(
         |(number, ((dumped, destination), base))| {
             let name = request.targets[number].container.clone();
@@ -261,6 +245,45 @@ pub async fn freeze(
         }
     }
     Ok(Frozen { images, total_ms: began.elapsed().as_secs_f64() * 1e3 })
+}
+
+/// Every reason against the freeze, of every container.
+fn preflight_all(containers: &[Arc<Container>], connections: Connections) -> Result<Vec<Tree>, FreezeError> {
+    let (mut trees, mut refused, mut findings) = (Vec::new(), Vec::new(), Vec::new());
+    for container in containers {
+        match preflight(container, connections) {
+            Ok(tree) => trees.push(tree),
+            Err(found) => {
+                let name = container.info.display();
+                let named = |f: Finding| Finding { message: format!("{name}: {}", f.message), ..f };
+                findings.extend(found.into_iter().map(named));
+                refused.push(name.clone());
+            }
+        }
+    }
+    if refused.is_empty() { Ok(trees) } else { Err(FreezeError::Preflight { containers: refused, findings }) }
+}
+
+/// From the hooks to the moment at which all tasks run again.
+async fn dump_all(
+    engine: &Engine,
+    containers: &[Arc<Container>],
+    trees: Vec<Tree>,
+    request: &FreezeRequest,
+    work: &Path,
+    store: &Arc<BlobStore>,
+    progress: &mpsc::Sender<response::Kind>,
+) -> Result<(Vec<Dumped>, Vec<String>), FreezeError> {
+    before_hooks(engine, containers, request).await?;
+    let mut jobs = Vec::new();
+    let mut bases = Vec::new();
+    for (number, (container, tree)) in containers.iter().zip(trees).enumerate() {
+        let dir = work.join(number.to_string());
+        let (job, base) = job(engine, container, tree, &dir, store, request).await?;
+        jobs.push(job);
+        bases.push(base);
+    }
+    Ok((dump_together(engine, jobs, progress, request).await?, bases))
 }
 
 fn destinations(

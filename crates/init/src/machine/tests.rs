@@ -125,6 +125,14 @@ fn a_committed_root_that_is_dead_when_the_thaw_is_given_up_is_a_cold_start() {
 }
 
 #[test]
+fn a_committed_root_that_the_agent_calls_failed_is_not_adopted_though_it_lives() {
+    let mut test = Test::committed();
+    test.told(Told::StartCold(Reason { message: "CRIU was killed".into() }));
+    assert_eq!(test.machine.worker_ended(test.now), Continue(()));
+    assert_eq!((test.machine.world.starts, test.cold_reason()), (1, Some("CRIU was killed")));
+}
+
+#[test]
 fn a_root_that_was_dying_when_it_was_adopted_is_a_cold_start_and_one_that_is_killed_later_is_not() {
     for (later, expected) in [(Duration::ZERO, Continue(())), (DOUBT, Break(137))] {
         let mut test = Test::committed();

@@ -239,6 +239,12 @@ fn become_program(plan: &Plan<'_>) -> Result<(), (Step, Errno)> {
         let result = libc::syscall(libc::SYS_close_range, first, c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC);
         check(result).map_err(|errno| (Step::PlaceDescriptors, errno))?;
     }
+    if plan.place.is_some() {
+        // The caller's supplementary groups mean something else in there, and what the program starts would keep them.
+        // SAFETY: a plain system call on this process with an empty list.
+        let dropped = unsafe { libc::syscall(libc::SYS_setgroups, 0, ptr::null::<libc::gid_t>()) };
+        check(dropped).map_err(|e| (Step::SetIds, e))?;
+    }
     if let Some((uid, gid)) = plan.real_ids {
         const KEEP: u32 = u32::MAX;
         // SAFETY: plain system calls on this process; the raw ones, since glibc's wrappers address all threads.
