@@ -96,6 +96,7 @@ fn record(change: impl FnOnce(&mut Compatibility)) -> CheckpointRecord {
         },
         created: UNIX_EPOCH + Duration::from_secs(1_700_000_000),
         generation: 2,
+        seccomp_filters: 1,
         compatibility,
         environment: Vec::new(),
         stdio: Vec::new(),

@@ -37,9 +37,17 @@ impl<'a> Stack<'a> {
     /// # Errors
     /// It does not come up.
     pub fn start_agent(&self) -> Result<()> {
+        self.start_agent_that_crashes("never")
+    }
+
+    /// Starts an agent (of a debug build) that kills itself at the end of a phase, such as `thaw:restore`.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn start_agent_that_crashes(&self, at: &str) -> Result<()> {
         let program = format!("{}/node-agent", self.binaries);
         let _ = std::fs::remove_file(self.node.path(AGENT_SOCKET));
-        self.node.start(AGENT, &[&program, "run"])?;
+        self.node.start(AGENT, &["env", &format!("WOODFROG_CRASH_AT={at}"), &program, "run"])?;
         self.listening(AGENT, AGENT_SOCKET)
     }
 

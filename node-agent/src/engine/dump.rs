@@ -82,7 +82,7 @@ pub async fn dump(
     arrived: mpsc::Sender<()>,
     mut gate: watch::Receiver<Gate>,
 ) -> Result<Dumped, FreezeError> {
-    let mut watch = Stopwatch::start();
+    let mut watch = Stopwatch::start("freeze");
     let name = job.container.info.display();
     let criu_failed = |source: CriuError| FreezeError::Dump { container: name.clone(), source };
     let (worker, images) = worker(criu, &job).await?;

@@ -474,7 +474,7 @@ async fn finish(
     store: Arc<BlobStore>,
     progress: &mpsc::Sender<response::Kind>,
 ) -> Result<FrozenImage, FreezeError> {
-    let mut watch = Stopwatch::start();
+    let mut watch = Stopwatch::start("freeze");
     let (report, container) = (progress.clone(), name.clone());
     let memory = Arc::new(move |bytes| say(&report, &container, "compress", bytes, 0));
     let built = dumped.build.finish(memory).await?;

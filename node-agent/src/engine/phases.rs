@@ -1,4 +1,7 @@
 //! How long each phase of a freeze or a thaw took.
+//!
+//! The boundaries of phases are also where tests kill the agent: a debug build kills itself at the end of the phase that
+//! `WOODFROG_CRASH_AT` names, such as `thaw:restore`.
 
 use std::time::Instant;
 
@@ -7,14 +10,15 @@ use woodfrog_protocol::agent::Phase;
 /// Names phases as they end.
 #[derive(Debug)]
 pub struct Stopwatch {
+    work: &'static str,
     last: Instant,
     phases: Vec<Phase>,
 }
 
 impl Stopwatch {
-    /// The first phase begins now.
-    pub fn start() -> Self {
-        Self { last: Instant::now(), phases: Vec::new() }
+    /// The first phase of `work` (`freeze` or `thaw`) begins now.
+    pub fn start(work: &'static str) -> Self {
+        Self { work, last: Instant::now(), phases: Vec::new() }
     }
 
     /// The phase that ends now was `name`; the next one begins.
@@ -22,11 +26,21 @@ impl Stopwatch {
         let now = Instant::now();
         self.phases.push(Phase { name: name.into(), ms: (now - self.last).as_secs_f64() * 1e3 });
         self.last = now;
+        if cfg!(debug_assertions) {
+            crash_if_asked(self.work, name);
+        }
     }
 
     /// All phases, in order.
     pub fn phases(self) -> Vec<Phase> {
         self.phases
+    }
+}
+
+fn crash_if_asked(work: &str, phase: &str) {
+    let asked = std::env::var("WOODFROG_CRASH_AT").ok();
+    if asked.as_deref().and_then(|at| at.split_once(':')) == Some((work, phase)) {
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     }
 }
 

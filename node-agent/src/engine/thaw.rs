@@ -161,7 +161,7 @@ pub async fn thaw(
     preparation: JoinHandle<Result<Prepared, ThawError>>,
 ) -> Result<Thawed, ThawError> {
     let began_us = monotonic_us();
-    let mut watch = Stopwatch::start();
+    let mut watch = Stopwatch::start("thaw");
     let prepared = Arc::new(preparation.await??);
     watch.lap("prepare");
 
@@ -185,7 +185,7 @@ pub async fn thaw(
         .avoid_breakpoints();
     let images = setup.give(images);
     let mut options = RestoreOptions {
-        connections: Connections::Close,
+        connections: if keeps_connections(&prepared) { Connections::Keep } else { Connections::Close },
         log_level: LogLevel::Warnings,
         ..RestoreOptions::default()
     };
@@ -243,7 +243,8 @@ fn image_directory(
     addresses: &[IpAddr],
     scratch: &Path,
 ) -> Result<(OwnedFd, OwnedFd), ThawError> {
-    let target = policy::Target::read(init, devices)?;
+    let mut target = policy::Target::read(init, devices)?;
+    target.connections = !keeps_connections(prepared) || has_addresses_of_connections(prepared, addresses);
     let (there, here) = (prepared.record.seccomp_filters as usize, target.seccomp.len());
     if there != here {
         return Err(ThawError::Seccomp { there, here });
@@ -265,6 +266,19 @@ fn image_directory(
     let changed = make("images").map_err(failed("make a scratch directory"))?;
     rewrite.write_into(&changed).map_err(PrepareError::from)?;
     Ok((prepared.with(&changed)?, make("work").map_err(failed("make a scratch directory"))?))
+}
+
+/// Whether the state of established connections is in the image: only a freeze that keeps them writes it.
+fn keeps_connections(prepared: &Prepared) -> bool {
+    !prepared.images.tcp_streams.is_empty()
+}
+
+/// Connections go on only where they were.
+fn has_addresses_of_connections(prepared: &Prepared, addresses: &[IpAddr]) -> bool {
+    let connected = prepared.images.sockets().filter(|socket| socket.peer.is_some());
+    connected
+        .map(|socket| socket.local.ip().to_canonical())
+        .all(|ip| ip.is_loopback() || addresses.contains(&ip))
 }
 
 fn lay_out_volumes(prepared: &Prepared, init: i32) -> Result<LaidOut, ThawError> {

@@ -47,7 +47,8 @@ pub struct Target {
     pub label: Option<Label>,
     /// Devices that the container's OCI runtime spec lists, besides the standard ones.
     pub devices: Vec<Device>,
-    /// Whether established TCP connections may be restored, because the pod keeps its address. `read` says no.
+    /// Whether sockets with a peer may be restored: because CRIU will close them, or because the pod has kept its address.
+    /// `read` says no.
     pub connections: bool,
     /// Its root directory, to resolve paths in.
     pub root: OwnedFd,

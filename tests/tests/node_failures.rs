@@ -1,0 +1,215 @@
+//! Whatever fails, the application runs: thawed, or cold with a reason.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use woodfrog_testkubelet::{Container, Kubelet, PodSpec, Stack};
+use woodfrog_testnode::{App, Node, Options};
+use woodfrog_tests::{STARTUP, World, in_world};
+
+const IMAGE: &str = "127.0.0.1:5000/checkpoint/synthetic:failures";
+
+/// A warm synthetic server that has counted to 3, and its image.
+async fn frozen(world: &World<'_>) -> Result<Container> {
+    let warm = world.warm(PodSpec::new("warm", &App::Synthetic.reference())).await?;
+    for _ in 1..=3 {
+        warm.get("/count")?;
+    }
+    world.freeze(&warm, IMAGE)?;
+    Ok(warm)
+}
+
+/// The state of a container, once it is one that lasts.
+fn settled(world: &World<'_>, container: &Container) -> Result<Value> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let ps = world.ps(container)?;
+        if ps["state"] == "thawed" || ps["state"] == "cold" {
+            return Ok(ps);
+        }
+        ensure!(Instant::now() < deadline, "{} stays {}", container.pod_name(), ps["state"]);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A pod from the image must come up cold, for a reason that has `words` in it.
+async fn starts_cold(world: &World<'_>, name: &str, words: &str) -> Result<()> {
+    let pod = world.from_image(PodSpec::new(name, IMAGE)).await?;
+    ensure!(pod.wait("/count", STARTUP)? == "1", "{name}: a cold start counts from 1");
+    let ps = settled(world, &pod)?;
+    let reason = ps["reason"].as_str().unwrap_or_default();
+    ensure!(ps["state"] == "cold" && reason.contains(words), "{name}: {} because of {reason:?}", ps["state"]);
+    pod.remove().await
+}
+
+#[test]
+fn node_an_agent_killed_in_any_phase_of_a_thaw_leaves_a_running_application() {
+    in_world("killed-thaw", &[App::Synthetic], async |world| {
+        frozen(world).await?;
+        let phases = ["prepare", "volumes", "check", "worker", "lease", "restore", "commit", "resume"];
+        for phase in phases {
+            world.stack.kill_agent()?;
+            world.stack.start_agent_that_crashes(&format!("thaw:{phase}"))?;
+            let name = format!("thaw-{phase}");
+            let pod = world.from_image(PodSpec::new(&name, IMAGE)).await?;
+            let count = pod.wait("/count", STARTUP).with_context(|| name.clone())?;
+            ensure!(world.node.service_pid("node-agent").is_none(), "{name}: the agent was to crash");
+            world.stack.start_agent()?;
+            let state = settled(world, &pod)?["state"].clone();
+            let expected = if state == "thawed" { "4" } else { "1" };
+            ensure!(count == expected, "{name}: {state}, but it counts {count}");
+            ensure!(pod.get("/count")? == (count.parse::<u32>()? + 1).to_string(), "{name}: one application");
+            pod.remove().await?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn node_an_agent_killed_in_any_phase_of_a_freeze_leaves_a_running_application() {
+    in_world("killed-freeze", &[App::Synthetic], async |world| {
+        let warm = frozen(world).await?;
+        let mut count = 3;
+        for phase in ["worker", "dump", "wait", "files", "resume", "build", "push"] {
+            world.stack.kill_agent()?;
+            world.stack.start_agent_that_crashes(&format!("freeze:{phase}"))?;
+            settled(world, &warm)?;
+            if world.freeze(&warm, IMAGE).is_ok() {
+                bail!("{phase}: the agent was to crash");
+            }
+            for _ in 0..2 {
+                count += 1;
+                let answer = warm.wait("/count", STARTUP).with_context(|| phase.to_owned())?;
+                ensure!(answer == count.to_string(), "{phase}: the application goes on, but counts {answer}");
+            }
+            world.stack.start_agent()?;
+            let left = fs::read_dir(world.node.path("/var/lib/woodfrog/freezes"))?.count();
+            ensure!(left == 0, "{phase}: {left} unfinished freezes are left");
+        }
+        settled(world, &warm)?;
+        world.freeze(&warm, IMAGE)?;
+        Ok(())
+    });
+}
+
+#[test]
+fn node_without_an_agent_a_checkpoint_image_starts_cold_at_once() {
+    in_world("no-agent", &[App::Synthetic], async |world| {
+        frozen(world).await?;
+        world.stack.kill_agent()?;
+        let began = Instant::now();
+        let pod = world.from_image(PodSpec::new("alone", IMAGE)).await?;
+        ensure!(pod.wait("/count", STARTUP)? == "1");
+        ensure!(began.elapsed() < Duration::from_secs(5), "nothing waits for an agent that is not there");
+        world.stack.start_agent()?;
+        ensure!(settled(world, &pod)?["state"] == "cold", "a later agent takes it over");
+        world.freeze(&pod, IMAGE)?;
+        Ok(())
+    });
+}
+
+#[test]
+fn node_an_image_thaws_on_a_second_node() {
+    in_world("first", &[App::Synthetic], async |world| {
+        frozen(world).await?;
+        let second = Node::up("second", &Options::default())?.into_guard();
+        let stack = Stack::start(&second, "debug")?;
+        let kubelet = Kubelet::connect(&second, &stack.cri_socket()).await?;
+        let there = World { node: &second, stack, kubelet };
+        let pod = there.from_image(PodSpec::new("away", IMAGE)).await?;
+        there.assert_thawed(&pod)?;
+        ensure!(pod.wait("/count", STARTUP)? == "4");
+        Ok(())
+    });
+}
+
+#[test]
+fn node_damaged_and_foreign_images_start_cold_and_say_why() {
+    in_world("damaged", &[App::Synthetic], async |world| {
+        frozen(world).await?;
+        world.kubelet.pull(IMAGE).await?;
+        let record = checkpoint_file(world, "woodfrog.json")?;
+        let text = fs::read_to_string(&record)?;
+        let edits: [(&str, &str, Value, &str); 6] = [
+            ("version", "/version", 9.into(), "version 9"),
+            ("arch", "/compatibility/architecture", "riscv64".into(), "riscv64"),
+            ("cpu", "/compatibility/cpuFeatures", vec!["warp_drive"].into(), "warp_drive"),
+            ("criu", "/compatibility/criu", "99.0.0".into(), "99.0.0"),
+            ("kernel", "/compatibility/kernel", "99.0.0".into(), "99.0.0"),
+            ("seccomp", "/seccompFilters", 7.into(), "7 seccomp filters"),
+        ];
+        for (name, field, value, words) in edits {
+            let mut json: Value = serde_json::from_str(&text)?;
+            *json.pointer_mut(field).with_context(|| field.to_owned())? = value;
+            fs::write(&record, serde_json::to_vec(&json)?)?;
+            starts_cold(world, name, words).await?;
+        }
+        fs::write(&record, "no json")?;
+        starts_cold(world, "json", "woodfrog.json").await?;
+        fs::write(&record, &text)?;
+
+        for (name, file, words) in
+            [("core", "core-300.img", "digest"), ("pages", "pages-1.img", "bytes instead of")]
+        {
+            let path = checkpoint_file(world, file)?;
+            let bytes = fs::read(&path)?;
+            let mut damaged = bytes.clone();
+            if name == "core" {
+                damaged[40] ^= 1;
+            } else {
+                damaged.truncate(bytes.len() - 4096);
+            }
+            fs::write(&path, damaged)?;
+            starts_cold(world, name, words).await?;
+            fs::write(&path, bytes)?;
+        }
+        let pod = world.from_image(PodSpec::new("whole", IMAGE)).await?;
+        world.assert_thawed(&pod)
+    });
+}
+
+/// A file of the checkpoint in the node's unpacked layers.
+fn checkpoint_file(world: &World<'_>, name: &str) -> Result<PathBuf> {
+    let snapshots = world.node.path("/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots");
+    for snapshot in fs::read_dir(&snapshots)? {
+        let path = snapshot?.path().join("fs/.woodfrog/checkpoint").join(name);
+        if path.exists() {
+            return Ok(path);
+        }
+    }
+    bail!("no layer of the image has {name}")
+}
+
+#[test]
+fn node_what_cannot_be_frozen_is_named_and_runs_on() {
+    in_world("refused", &[App::Synthetic], async |world| {
+        let warm = frozen(world).await?;
+        let freeze = |arguments: &[&str]| {
+            let all = [&["freeze", "warm/app", "--image"], arguments].concat();
+            world.stack.woodfrog(&all).map_err(|e| e.to_string())
+        };
+        let peer = world.node.connect((warm.ip(), 8080).into())?;
+        std::thread::sleep(Duration::from_millis(200));
+        let refused = freeze(&[IMAGE]).unwrap_err();
+        let ours = peer.local_addr()?.to_string();
+        ensure!(refused.contains(&ours) && refused.contains("connections"), "{refused}");
+        let closed = "127.0.0.1:5000/checkpoint/synthetic:closed";
+        freeze(&[closed, "--connections", "close"]).map_err(anyhow::Error::msg)?;
+        drop(peer);
+        let pod = world.from_image(PodSpec::new("closed", closed)).await?;
+        world.assert_thawed(&pod)?;
+        ensure!(pod.wait("/count", STARTUP)? == "4", "a thaw does without the connections");
+
+        let down = freeze(&["127.0.0.1:5999/nobody:1"]).unwrap_err();
+        ensure!(down.contains("127.0.0.1:5999"), "{down}");
+        let wrong = freeze(&["NOT A REFERENCE"]).unwrap_err();
+        ensure!(wrong.contains("NOT A REFERENCE"), "{wrong}");
+        let nobody = world.stack.woodfrog(&["freeze", "nobody/app", "--image", IMAGE]).unwrap_err();
+        ensure!(nobody.to_string().contains("nobody/app"), "{nobody}");
+        ensure!(warm.get("/count")? == "4", "the application never noticed");
+        Ok(())
+    });
+}
