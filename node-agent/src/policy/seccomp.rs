@@ -135,17 +135,20 @@ pub(super) fn judge(chains: &[Chain], target: &Target, report: &mut Report) {
     }
 }
 
-/// The filters of `seccomp.img` that PID 1's own take the place of.
+/// The filters of `seccomp.img` that PID 1's own take the place of. Of chains that go in circles, which `judge` has not
+/// seen yet, there are none.
 pub(super) fn replaced(filters: &[SeccompFilter], own: &[Filter]) -> Vec<(usize, Filter)> {
-    let depth = |filter: &SeccompFilter| {
-        let older = |f: &SeccompFilter| f.prev.and_then(|index| filters.get(index as usize)).cloned();
-        std::iter::successors(older(filter), older).count()
-    };
-    filters
-        .iter()
-        .enumerate()
-        .filter_map(|(index, filter)| Some((index, own.get(depth(filter))?.clone())))
-        .collect()
+    let mut depths: Vec<Option<usize>> = Vec::new();
+    for filter in filters {
+        // Only earlier filters are known here.
+        let depth = match filter.prev {
+            None => Some(0),
+            Some(prev) => depths.get(prev as usize).copied().flatten().map(|depth| depth + 1),
+        };
+        depths.push(depth);
+    }
+    let places = depths.into_iter().enumerate();
+    places.filter_map(|(place, depth)| Some((place, own.get(depth?)?.clone()))).collect()
 }
 
 fn mode_name(mode: i32) -> String {
