@@ -168,6 +168,7 @@ impl Keeper<'_> {
             }) => {
                 let done = woodfrog_protocol::init::Done { generation, image_digest };
                 link.send(to_init::Kind::Done(done), None).await?;
+                let times: Vec<_> = phases.iter().map(|p| format!("{} {:.1}", p.name, p.ms)).collect();
                 self.container.update(|life| {
                     life.phasing = Phasing::Thawed;
                     life.application = application;
@@ -176,7 +177,7 @@ impl Keeper<'_> {
                     life.thaw_us = (began_us, done_us);
                 });
                 let ms = (done_us - began_us) as f64 / 1e3;
-                self.container.note(format!("thawed in {ms:.1} ms, generation {generation}"));
+                self.container.note(format!("thawed in {ms:.1} ms ({}), generation {generation}", times.join(", ")));
                 let after: Vec<_> = after_restore.iter().map(hooks::runnable).collect();
                 hooks::after_restore(&*self.engine.runtime, self.container, &after).await;
                 Ok(())
