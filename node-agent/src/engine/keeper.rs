@@ -177,7 +177,8 @@ impl Keeper<'_> {
                     life.thaw_us = (began_us, done_us);
                 });
                 let ms = (done_us - began_us) as f64 / 1e3;
-                self.container.note(format!("thawed in {ms:.1} ms ({}), generation {generation}", times.join(", ")));
+                self.container
+                    .note(format!("thawed in {ms:.1} ms ({}), generation {generation}", times.join(", ")));
                 let after: Vec<_> = after_restore.iter().map(hooks::runnable).collect();
                 hooks::after_restore(&*self.engine.runtime, self.container, &after).await;
                 Ok(())
