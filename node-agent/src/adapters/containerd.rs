@@ -97,7 +97,7 @@ impl Containerd {
     /// The manifest for this machine behind a digest that may name an index.
     async fn manifest(&self, digest: &str) -> Result<(String, Vec<u8>), RuntimeError> {
         let bytes = self.document(digest).await?;
-        let Some(index) = serde_json::from_slice::<ImageIndex>(&bytes).ok().filter(|i| is_index(i)) else {
+        let Some(index) = serde_json::from_slice::<ImageIndex>(&bytes).ok().filter(is_index) else {
             return Ok((digest.into(), bytes));
         };
         let ours = index.manifests().iter().find(|d| is_this_machine(d)).ok_or_else(|| {

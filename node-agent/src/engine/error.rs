@@ -39,10 +39,16 @@ pub enum EngineError {
     Runtime(RuntimeError),
     /// A freeze failed.
     #[error(transparent)]
-    Freeze(#[from] FreezeError),
+    Freeze(Box<FreezeError>),
     /// A bug.
     #[error("the agent failed inside: its log has the backtrace")]
     Panic,
+}
+
+impl From<FreezeError> for EngineError {
+    fn from(source: FreezeError) -> Self {
+        Self::Freeze(Box::new(source))
+    }
 }
 
 impl EngineError {
