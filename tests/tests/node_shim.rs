@@ -82,6 +82,7 @@ fn node_a_restart_of_containerd_is_survived_on_the_same_connection() {
         world.node.stop("containerd", Signal::KILL)?;
         ensure!(container.status().await.is_err(), "nobody can answer");
         world.node.start_again("containerd")?;
+        world.kubelet.ready().await?;
         let (code, _) = container.exec(&["true"]).await?;
         ensure!(code == 0, "exec after the restart");
         container.remove().await

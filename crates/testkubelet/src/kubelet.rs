@@ -10,8 +10,8 @@ use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
     ContainerStatus, ContainerStatusRequest, CreateContainerRequest, ExecSyncRequest, ImageSpec,
     PodSandboxConfig, PodSandboxStatusRequest, PullImageRequest, RemoveContainerRequest, RemoveImageRequest,
-    RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StopContainerRequest,
-    StopPodSandboxRequest,
+    RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StatusRequest,
+    StopContainerRequest, StopPodSandboxRequest,
 };
 use tonic::transport::Channel;
 use woodfrog_testnode::Node;
@@ -53,16 +53,33 @@ impl Kubelet {
     /// Connects to `socket` (as seen from the host): the shim's, or containerd's own.
     ///
     /// # Errors
-    /// Nobody listens.
+    /// Nobody listens, or the runtime is not ready in time.
     pub async fn connect(node: &Node, socket: &Path) -> Result<Self> {
         let channel = containerd_client::connect(socket)
             .await
             .with_context(|| format!("cannot connect to {}", socket.display()))?;
-        Ok(Self {
+        let kubelet = Self {
             node: node.clone(),
             runtime: RuntimeServiceClient::new(channel.clone()),
             images: ImageServiceClient::new(channel).max_decoding_message_size(16 << 20),
-        })
+        };
+        kubelet.ready().await?;
+        Ok(kubelet)
+    }
+
+    /// Waits until the runtime serves pods: it listens before that. 20 s at most.
+    ///
+    /// # Errors
+    /// The runtime's last one.
+    pub async fn ready(&self) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            match self.runtime.clone().status(StatusRequest { verbose: false }).await {
+                Ok(_) => return Ok(()),
+                Err(e) if Instant::now() > deadline => return Err(e).context("the runtime is not ready"),
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
     }
 
     /// Pulls an image.
