@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, WaitIdStatus, pidfd_open};
 use serde::{Deserialize, Serialize};
-use woodfrog_sys::process::{HELPER_PIDS, Spawn};
+use woodfrog_sys::process::{HELPER_PIDS, Place, Program};
 
 use crate::clock::now_us;
 
@@ -100,28 +100,27 @@ fn criu(
     let log = images.join(arguments[0]).with_extension("out");
     let output = File::create(&log).with_context(|| log.display().to_string())?;
 
-    let mut spawn = Spawn::new(loader.as_fd(), [null.as_fd(), output.as_fd(), output.as_fd()]);
-    spawn.inside(container.as_fd(), HELPER_PIDS);
+    let mut criu = Program::new(loader.as_fd(), [null.as_fd(), output.as_fd(), output.as_fd()]);
     if let Some((uid, gid)) = ids {
-        spawn.real_ids(uid, gid);
+        criu.real_ids(uid, gid);
     }
     let path = |number: i32| format!("/proc/self/fd/{number}");
-    let libraries = path(spawn.descriptor(libraries.as_fd()));
-    let program = path(spawn.descriptor(program.as_fd()));
-    let directory = path(spawn.descriptor(directory.as_fd()));
+    let libraries = path(criu.descriptor(libraries.as_fd()));
+    let program = path(criu.descriptor(program.as_fd()));
+    let directory = path(criu.descriptor(directory.as_fd()));
     let mut vector = vec!["ld.so".to_owned(), "--library-path".into(), libraries, program];
     vector.extend(arguments.iter().map(|argument| (*argument).to_owned()));
     vector.extend(["--images-dir".into(), directory, "--manage-cgroups=ignore".into()]);
     for (key, file) in inherit {
-        vector.extend(["--inherit-fd".into(), format!("fd[{}]:{key}", spawn.descriptor(file.as_fd()))]);
+        vector.extend(["--inherit-fd".into(), format!("fd[{}]:{key}", criu.descriptor(file.as_fd()))]);
     }
     for argument in vector {
-        spawn.argument(CString::new(argument)?);
+        criu.argument(CString::new(argument)?);
     }
-    spawn.variable(c"PATH=/usr/sbin:/usr/bin:/sbin:/bin".into());
+    criu.variable(c"PATH=/usr/sbin:/usr/bin:/sbin:/bin".into());
 
     let started_us = now_us();
-    let status = spawn.start()?.wait()?;
+    let status = criu.start(&Place::default().inside(container.as_fd(), HELPER_PIDS))?.wait()?;
     let done_us = now_us();
     if status.exit_status() != Some(0) {
         bail!("criu {}: {}\n{}", arguments[0], end(&status), fs::read_to_string(&log)?);

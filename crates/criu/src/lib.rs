@@ -3,6 +3,8 @@
 //! ```text
 //!   Toolchain::open ──► Worker::spawn ──► Worker::dump ────► Dump    ─┐ stages, each acknowledged by going on
 //!   (once a node)       (one a request)   Worker::restore ─► Restore ─┘ or refused
+//!                       ▲
+//!   Seat::take ─────────┘ (before there is a request)
 //! ```
 
 #![forbid(unsafe_code)]
@@ -20,6 +22,7 @@ mod pattern;
 mod probe;
 mod restore;
 mod rpc;
+mod seat;
 mod toolchain;
 mod worker;
 
@@ -29,6 +32,7 @@ pub use failure::{CriuError, End, Failure, Operation};
 pub use options::{Connections, DumpOptions, LogLevel, RestoreOptions};
 pub use probe::{Features, Kdat};
 pub use restore::{Restore, RestoreStage};
+pub use seat::Seat;
 pub use toolchain::{Toolchain, ToolchainError};
 pub use worker::{Given, LOG_FILE, Setup, Worker, WorkerError};
 

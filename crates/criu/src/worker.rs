@@ -1,14 +1,13 @@
 //! One `criu swrk` process: started where the container is, asked one thing, and waited for.
 //!
-//! A worker serves a single request. It can be started before there is anything to ask, which takes its few
-//! milliseconds out of the way; [`Worker::dump`] and [`Worker::restore`] use it up. A worker that is dropped gets EOF
-//! on its socket, which it understands as a refusal, and is reaped in the background. It must be reaped: a
-//! zombie in a PID namespace holds up the end of the whole container.
+//! A worker serves a single request; [`Worker::dump`] and [`Worker::restore`] use it up. Its place in a container can be
+//! taken before there is anything to ask ([`Seat`]), which takes what that costs out of the way. A worker that is
+//! dropped gets EOF on its socket, which it understands as a refusal, and is reaped in the background. It must be
+//! reaped: a zombie in a PID namespace holds up the end of the whole container.
 
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
@@ -18,10 +17,11 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 use rustix::process::WaitIdStatus;
 use tokio::io::Interest;
-use woodfrog_sys::process::{Child, HELPER_PIDS, Spawn, SpawnError};
+use woodfrog_sys::process::{Child, HELPER_PIDS, Place, Program, SpawnError};
 use woodfrog_sys::ready::Ready;
 
 use crate::rpc::{Request, Response};
+use crate::seat::Seat;
 use crate::toolchain::Toolchain;
 
 /// CRIU's log in the work directory.
@@ -45,12 +45,21 @@ impl Given {
     }
 }
 
+/// Where a worker runs.
+#[derive(Debug)]
+enum Where {
+    /// With the caller.
+    Here,
+    /// In the namespaces of a container.
+    Container(Arc<OwnedFd>),
+    /// In a container and its cgroups, taken before.
+    Seat(Seat),
+}
+
 /// What a worker is started with.
 #[derive(Debug)]
 pub struct Setup {
-    container: Option<Arc<OwnedFd>>,
-    cgroups: Vec<OwnedFd>,
-    pids: RangeInclusive<i32>,
+    place: Where,
     last_pid: Option<i32>,
     real_ids: Option<(u32, u32)>,
     avoid_breakpoints: bool,
@@ -65,9 +74,7 @@ impl Setup {
     /// `work` is a directory that CRIU may write to: its log, its statistics, the page server's socket.
     pub fn new(work: OwnedFd) -> Self {
         Self {
-            container: None,
-            cgroups: Vec::new(),
-            pids: HELPER_PIDS,
+            place: Where::Here,
             last_pid: None,
             real_ids: None,
             avoid_breakpoints: false,
@@ -78,13 +85,13 @@ impl Setup {
 
     /// Runs it in the namespaces of a container, named by a pidfd of its PID 1.
     pub fn container(mut self, pid1: Arc<OwnedFd>) -> Self {
-        self.container = Some(pid1);
+        self.place = Where::Container(pid1);
         self
     }
 
-    /// Starts it in cgroups, one directory for each hierarchy: what it restores lives where it lives.
-    pub fn cgroups(mut self, directories: Vec<OwnedFd>) -> Self {
-        self.cgroups = directories;
+    /// Runs it in a seat: what it restores lives where the seat is, in the container's cgroups.
+    pub fn seat(mut self, seat: Seat) -> Self {
+        self.place = Where::Seat(seat);
         self
     }
 
@@ -114,8 +121,11 @@ impl Setup {
         Given(FIRST_GIVEN + self.descriptors.len() as RawFd - 1)
     }
 
-    /// Blocks; returns our end of the socket and the process.
-    fn start(&self, toolchain: &Toolchain) -> Result<(OwnedFd, Child), WorkerError> {
+    /// Blocks; returns our end of the socket, the process, and PID 1 of its container.
+    fn start(
+        &mut self,
+        toolchain: &Toolchain,
+    ) -> Result<(OwnedFd, Child, Option<Arc<OwnedFd>>), WorkerError> {
         let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
         // What CRIU says before it has opened its log goes there too; it opens the same file.
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::APPEND | OFlags::CLOEXEC;
@@ -124,48 +134,52 @@ impl Setup {
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         rustix::io::ioctl_fionbio(&ours, true)?;
 
-        let mut spawn = Spawn::new(toolchain.program(), [null.as_fd(), null.as_fd(), early.as_fd()]);
+        let mut program = Program::new(toolchain.program(), [null.as_fd(), null.as_fd(), early.as_fd()]);
         for fd in &self.descriptors {
-            spawn.descriptor(fd.as_fd());
+            program.descriptor(fd.as_fd());
         }
         let mut arguments = Vec::new();
         if let Some((binary, libraries)) = toolchain.loaded() {
             let libraries: Vec<_> =
-                libraries.iter().map(|library| Given(spawn.descriptor(library.as_fd())).path()).collect();
-            let binary = Given(spawn.descriptor(binary)).path();
+                libraries.iter().map(|library| Given(program.descriptor(library.as_fd())).path()).collect();
+            let binary = Given(program.descriptor(binary)).path();
             arguments.extend(["ld.so".into(), "--library-path".into(), libraries.join(":"), binary]);
         } else {
             arguments.push("criu".into());
         }
         // A work directory by descriptor in the request would be looked up by our PID, which is 0 in the container.
-        let work = Given(spawn.descriptor(self.work.as_fd())).path();
-        let nothing = Given(spawn.descriptor(toolchain.nothing())).path();
-        let socket = spawn.descriptor(theirs.as_fd()).to_string();
+        let work = Given(program.descriptor(self.work.as_fd())).path();
+        let nothing = Given(program.descriptor(toolchain.nothing())).path();
+        let socket = program.descriptor(theirs.as_fd()).to_string();
         // CRIU would take options, plugins and programs from the container's file system, and they would run as root.
         arguments.extend(["--no-default-config".into(), "--libdir".into(), nothing.clone()]);
         arguments.extend(["--work-dir".into(), work, "swrk".into(), socket]);
         for argument in arguments {
-            spawn.argument(c_string(argument));
+            program.argument(c_string(argument));
         }
-        spawn.variable(c_string(format!("PATH={nothing}")));
-        spawn.variable(c_string(format!("GNUTLS_SYSTEM_PRIORITY_FILE={nothing}/none")));
+        program.variable(c_string(format!("PATH={nothing}")));
+        program.variable(c_string(format!("GNUTLS_SYSTEM_PRIORITY_FILE={nothing}/none")));
         if self.avoid_breakpoints {
-            spawn.variable(c"CRIU_FAULT=130".to_owned());
-        }
-        if let Some(container) = &self.container {
-            spawn.inside(container.as_fd(), self.pids.clone());
-        }
-        for directory in &self.cgroups {
-            spawn.cgroup(directory.as_fd());
+            program.variable(c"CRIU_FAULT=130".to_owned());
         }
         if let Some(last) = self.last_pid {
-            spawn.last_pid(last);
+            program.last_pid(last);
         }
         if let Some((uid, gid)) = self.real_ids {
-            spawn.real_ids(uid, gid);
+            program.real_ids(uid, gid);
         }
-        let child = spawn.start()?;
-        Ok((ours, child))
+        let (child, container) = match std::mem::replace(&mut self.place, Where::Here) {
+            Where::Here => (program.start(&Place::default())?, None),
+            Where::Container(pid1) => {
+                let child = program.start(&Place::default().inside(pid1.as_fd(), HELPER_PIDS))?;
+                (child, Some(pid1))
+            }
+            Where::Seat(seat) => {
+                let (child, pid1) = seat.run(&program)?;
+                (child, Some(pid1))
+            }
+        };
+        Ok((ours, child, container))
     }
 }
 
@@ -203,11 +217,11 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts CRIU. Takes a few milliseconds, more where a v1 cgroup is entered.
-    pub async fn spawn(toolchain: Arc<Toolchain>, setup: Setup) -> Result<Self, WorkerError> {
+    /// Starts CRIU. Takes a few milliseconds.
+    pub async fn spawn(toolchain: Arc<Toolchain>, mut setup: Setup) -> Result<Self, WorkerError> {
         let started = tokio::task::spawn_blocking(move || {
-            let (socket, child) = setup.start(&toolchain)?;
-            Ok::<_, WorkerError>((socket, child, setup.work, setup.container))
+            let (socket, child, container) = setup.start(&toolchain)?;
+            Ok::<_, WorkerError>((socket, child, setup.work, container))
         });
         let (socket, child, work, container) = started.await.map_err(io::Error::other)??;
         let pid = child.pid();

@@ -1,19 +1,23 @@
 //! Programs started inside the namespaces and cgroups of another process, with a PID of our choice.
 //!
 //! Entering a mount or PID namespace is a matter of a whole process, and a program with threads cannot do it
-//! for itself. So [`Spawn::start`] goes through a process in between that lives for less than a millisecond:
+//! for itself. So [`Place::enter`] goes through a process in between that lives for less than a millisecond:
 //!
 //! ```text
 //!   caller (any thread of a program with many)
 //!     │ clone(VM|VFORK|FILES)            the caller's thread sleeps until the go-between has gone
 //!     └─► go-between: cgroup.procs, setns(pidfd, …)
 //!           │ clone3(PARENT|PIDFD|INTO_CGROUP, set_tid)   so the new process is the *caller's* child
-//!           └─► child: ns_last_pid, descriptors, ids, execveat ──► program
+//!           └─► child: closes all it has but two descriptors, and waits
+//!                 │ [`Waiting::run`]: what to do, and descriptors, through a socket
+//!                 └─► ns_last_pid, ids, execveat ──► program
 //! ```
 //!
-//! Whatever fails on the way is reported by a close-on-exec pipe as a step and an errno.
+//! To enter costs tens of milliseconds on a node with cgroup v1, so a place can be entered before it is known what is
+//! to run there. Whatever fails on the way is reported by a close-on-exec pipe as a step and an errno.
 
 mod child;
+mod order;
 
 use std::ffi::CString;
 use std::fs::File;
@@ -22,6 +26,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus};
 
 use child::Plan;
@@ -69,44 +74,151 @@ pub enum SpawnError {
         "cannot open cgroup.procs of cgroup directory {index} of the list: {errno}; is the container gone?"
     )]
     Cgroup {
-        /// Which one, from 0, in the order of the calls of [`Spawn::cgroup`].
+        /// Which one, from 0, in the order of the calls of [`Place::cgroup`].
         index: usize,
         /// What the kernel said.
         errno: Errno,
     },
+    /// The process in the container was killed before it ran the program.
+    #[error("the process that waited in the container is gone: has the container ended?")]
+    Gone,
     /// Something on the caller's side failed before the process existed.
     #[error("cannot prepare a process: {0}")]
     Prepare(#[from] Errno),
 }
 
-/// What is to be started, and how. The child gets exactly the descriptors that are given to it.
+/// Where a process is to run. By default where the caller does.
+#[derive(Debug, Default)]
+pub struct Place<'a> {
+    container: Option<(BorrowedFd<'a>, Namespaces, RangeInclusive<i32>)>,
+    cgroups: Vec<BorrowedFd<'a>>,
+}
+
+impl<'a> Place<'a> {
+    /// The mount, network, IPC, UTS and PID namespaces of the process that `pidfd` names, with the highest PID of
+    /// `pids` that is free there (usually [`HELPER_PIDS`]).
+    #[must_use]
+    pub fn inside(mut self, pidfd: BorrowedFd<'a>, pids: RangeInclusive<i32>) -> Self {
+        self.container = Some((pidfd, Namespaces::All, pids));
+        self
+    }
+
+    /// A cgroup, given as its directory. Once for each hierarchy.
+    ///
+    /// On v2 the process is born there; on v1 it moves, which costs up to 30 ms on an idle node, since the
+    /// kernel waits for RCU grace periods.
+    #[must_use]
+    pub fn cgroup(mut self, directory: BorrowedFd<'a>) -> Self {
+        self.cgroups.push(directory);
+        self
+    }
+
+    /// Makes a process there, which waits to be told its program. Blocks.
+    pub fn enter(&self) -> Result<Waiting, SpawnError> {
+        // The child is sent its descriptors from 0 on; what it waits with must lie above them.
+        let lift = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, order::MAX_DESCRIPTORS as RawFd);
+        let (gate, theirs) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        let (theirs, write) = (lift(theirs.as_fd())?, lift(write.as_fd())?);
+        let (procs, unified) = open_cgroups(&self.cgroups)?;
+        let plan = Plan {
+            place: self.container.as_ref().map(|(pidfd, namespaces, _)| (*pidfd, namespaces.flags())),
+            pids: self.container.as_ref().map(|(_, _, pids)| (*pids.start(), *pids.end())),
+            procs: procs.iter().map(AsRawFd::as_raw_fd).collect(),
+            unified,
+            gate: theirs.as_fd(),
+            report: write.as_fd(),
+        };
+        let started = child::run(&plan)?;
+        drop(write);
+        let inside = self.container.as_ref().is_some_and(|(_, namespaces, _)| *namespaces == Namespaces::All);
+        match (started, &self.container) {
+            (Some(child), _) => {
+                Ok(Waiting { child: Some(child), gate: Some(gate), report: Some(read.into()), inside })
+            }
+            (None, container) => Err(match (child::Failure::read(read.into()), container) {
+                (Some(failure), Some((_, _, pids))) if failure.is_pid_taken() => {
+                    SpawnError::PidsTaken(pids.clone())
+                }
+                (Some(failure), _) => failure.into(),
+                (None, _) => SpawnError::Gone,
+            }),
+        }
+    }
+}
+
+/// A process in its [`Place`] that waits to be told its program. It ends when this is dropped, or with the caller.
 #[derive(Debug)]
-pub struct Spawn<'a> {
-    program: Option<BorrowedFd<'a>>,
+pub struct Waiting {
+    child: Option<Child>,
+    gate: Option<OwnedFd>,
+    report: Option<File>,
+    /// Whether it lives in a container.
+    inside: bool,
+}
+
+impl Waiting {
+    /// Its pidfd, as a descriptor of the caller's own: readable once the process has ended, and then it must be
+    /// reaped, by dropping this. A zombie in a PID namespace holds up the end of the whole container.
+    pub fn pidfd(&self) -> Result<OwnedFd, Errno> {
+        let child = self.child.as_ref().ok_or(Errno::CHILD)?;
+        rustix::io::fcntl_dupfd_cloexec(child, 0)
+    }
+
+    /// Starts a program there. Blocks for some milliseconds: until the program has taken over or has failed to.
+    pub fn run(mut self, program: &Program<'_>) -> Result<Child, SpawnError> {
+        let (Some(gate), Some(report)) = (self.gate.take(), self.report.take()) else {
+            return Err(SpawnError::Gone);
+        };
+        match program.send(&gate, self.inside) {
+            Ok(()) => {}
+            Err(Errno::PIPE | Errno::CONNRESET) => return Err(SpawnError::Gone),
+            Err(errno) => return Err(errno.into()),
+        }
+        drop(gate);
+        match child::Failure::read(report) {
+            // Dropping `self` reaps it.
+            Some(failure) => Err(failure.into()),
+            None => self.child.take().ok_or(SpawnError::Gone),
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.gate = None;
+        if let Some(child) = &self.child {
+            // Without its gate it has nothing left to wait for.
+            let _ = child.wait();
+        }
+    }
+}
+
+/// What is to run, and how. It gets exactly the descriptors that are given to it.
+#[derive(Debug)]
+pub struct Program<'a> {
+    executable: Option<BorrowedFd<'a>>,
     arguments: Vec<CString>,
     environment: Vec<CString>,
     descriptors: Vec<BorrowedFd<'a>>,
-    place: Option<(BorrowedFd<'a>, Namespaces, RangeInclusive<i32>)>,
-    cgroups: Vec<BorrowedFd<'a>>,
     last_pid: Option<i32>,
     real_ids: Option<(u32, u32)>,
 }
 
-impl<'a> Spawn<'a> {
+impl<'a> Program<'a> {
     /// A program by descriptor (`execveat` with `AT_EMPTY_PATH`), so that its path need not exist where it runs.
     /// `stdio` become descriptors 0, 1 and 2. The environment is empty until variables are added.
-    pub fn new(program: BorrowedFd<'a>, stdio: [BorrowedFd<'a>; 3]) -> Self {
-        Self { program: Some(program), descriptors: stdio.to_vec(), ..Self::nothing() }
+    pub fn new(executable: BorrowedFd<'a>, stdio: [BorrowedFd<'a>; 3]) -> Self {
+        Self { executable: Some(executable), descriptors: stdio.to_vec(), ..Self::nothing() }
     }
 
     fn nothing() -> Self {
         Self {
-            program: None,
+            executable: None,
             arguments: Vec::new(),
             environment: Vec::new(),
             descriptors: Vec::new(),
-            place: None,
-            cgroups: Vec::new(),
             last_pid: None,
             real_ids: None,
         }
@@ -130,22 +242,6 @@ impl<'a> Spawn<'a> {
         self.descriptors.len() as RawFd - 1
     }
 
-    /// Runs it in the mount, network, IPC, UTS and PID namespaces of the process that `pidfd` names, with the
-    /// highest PID of `pids` that is free there (usually [`HELPER_PIDS`]).
-    pub fn inside(&mut self, pidfd: BorrowedFd<'a>, pids: RangeInclusive<i32>) -> &mut Self {
-        self.place = Some((pidfd, Namespaces::All, pids));
-        self
-    }
-
-    /// Puts it into a cgroup, given as its directory, before the program runs. Once for each hierarchy.
-    ///
-    /// On v2 the process is born there; on v1 it moves, which costs up to 15 ms on an idle node, since the
-    /// kernel waits for an RCU grace period.
-    pub fn cgroup(&mut self, directory: BorrowedFd<'a>) -> &mut Self {
-        self.cgroups.push(directory);
-        self
-    }
-
     /// Sets the PID namespace's cursor before the program starts: its children get the PIDs after `last`.
     pub fn last_pid(&mut self, last: i32) -> &mut Self {
         self.last_pid = Some(last);
@@ -158,65 +254,37 @@ impl<'a> Spawn<'a> {
         self
     }
 
-    /// Starts it. Blocks for some milliseconds: until the program has taken over or has failed to.
-    pub fn start(&self) -> Result<Child, SpawnError> {
-        // Descriptors move to 0, 1, 2, …; what is still needed then must not lie in their way.
-        let floor = self.descriptors.len() as RawFd;
-        let lift = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, floor);
+    /// Starts it. Blocks, as [`Place::enter`] and [`Waiting::run`] do.
+    pub fn start(&self, place: &Place<'_>) -> Result<Child, SpawnError> {
+        place.enter()?.run(self)
+    }
 
-        let program = self.program.map(lift).transpose()?;
-        let sources = self.descriptors.iter().map(|fd| lift(*fd)).collect::<Result<Vec<_>, _>>()?;
-        let sysctl =
-            self.last_pid.map(|_| open_cursor()).transpose()?.map(|fd| lift(fd.as_fd())).transpose()?;
-        let (procs, unified) = open_cgroups(&self.cgroups)?;
-        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-        let report = lift(write.as_fd())?;
-        drop(write);
-
-        let plan = Plan {
-            program: program.as_ref().map(AsFd::as_fd),
-            arguments: child::pointers(&self.arguments),
-            environment: child::pointers(&self.environment),
-            descriptors: sources.iter().map(AsRawFd::as_raw_fd).collect(),
-            place: self.place.as_ref().map(|(pidfd, namespaces, _)| (*pidfd, namespaces.flags())),
-            pids: self.place.as_ref().map(|(_, _, pids)| (*pids.start(), *pids.end())),
-            procs: procs.iter().map(AsRawFd::as_raw_fd).collect(),
-            unified,
-            last_pid: sysctl.as_ref().zip(self.last_pid).map(|(fd, last)| (fd.as_fd(), last.to_string())),
+    fn send(&self, gate: &OwnedFd, forget_groups: bool) -> Result<(), Errno> {
+        let cursor = self.last_pid.map(|_| open_cursor()).transpose()?;
+        let order = order::Order {
+            descriptors: self.descriptors.len(),
+            executable: self.executable.is_some(),
+            last_pid: self.last_pid,
             real_ids: self.real_ids,
-            report: report.as_fd(),
+            forget_groups,
         };
-        let started = child::run(&plan)?;
-        drop(report);
-
-        match (child::Failure::read(File::from(read)), started) {
-            (None, Some(child)) => Ok(child),
-            (failure, started) => {
-                if let Some(child) = started {
-                    child.wait()?;
-                }
-                Err(match (failure, &self.place) {
-                    (Some(failure), Some((_, _, pids))) if failure.is_pid_taken() => {
-                        SpawnError::PidsTaken(pids.clone())
-                    }
-                    (Some(failure), _) => SpawnError::Step { step: failure.step, errno: failure.errno },
-                    (None, _) => SpawnError::Step { step: Step::Clone, errno: Errno::CHILD },
-                })
-            }
-        }
+        let bytes = order.encode(&self.arguments, &self.environment)?;
+        let descriptors = self.descriptors.iter().copied().chain(self.executable);
+        let descriptors: Vec<_> = descriptors.chain(cursor.as_ref().map(AsFd::as_fd)).collect();
+        crate::scm::send(gate.as_fd(), &bytes, &descriptors).map(drop)
     }
 }
 
 /// Sets the cursor of the PID namespace that `pidfd` lives in: the next process there gets the first free PID
 /// after `last`. Blocks for about a millisecond.
 pub fn set_last_pid(pidfd: BorrowedFd<'_>, last: i32) -> Result<(), SpawnError> {
-    let place = Some((pidfd, Namespaces::Pid, HELPER_PIDS));
-    let child = Spawn { place, last_pid: Some(last), ..Spawn::nothing() }.start()?;
+    let place = Place { container: Some((pidfd, Namespaces::Pid, HELPER_PIDS)), ..Place::default() };
+    let child = Program { last_pid: Some(last), ..Program::nothing() }.start(&place)?;
     child.wait()?;
     Ok(())
 }
 
-/// A process that [`Spawn::start`] has started; a child of the calling program, which has to wait for it.
+/// A process that [`Waiting::run`] has started; a child of the calling program, which has to wait for it.
 #[derive(Debug)]
 pub struct Child {
     pidfd: OwnedFd,

@@ -11,7 +11,7 @@ use rustix::net::{
 };
 
 /// The most descriptors that one message carries.
-pub const MAX_DESCRIPTORS: usize = 8;
+pub const MAX_DESCRIPTORS: usize = 64;
 
 /// Sends bytes and up to [`MAX_DESCRIPTORS`] descriptors in one message; the number of bytes sent. On a stream socket
 /// there must be at least one byte, and fewer than all may be sent. A peer that has gone is `EPIPE`, never a signal.

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use woodfrog_sys::process::{Child, HELPER_PIDS, Spawn, SpawnError, Step, set_last_pid};
+use woodfrog_sys::process::{Child, HELPER_PIDS, Place, Program, SpawnError, Step, set_last_pid};
 
 /// A process in fresh namespaces that does nothing, ended on drop.
 struct Container {
@@ -63,21 +63,20 @@ impl Container {
         let shell = File::open("/bin/sh").unwrap();
         let null = File::open("/dev/null").unwrap();
         let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
-        let mut spawn = Spawn::new(shell.as_fd(), [null.as_fd(), write.as_fd(), write.as_fd()]);
-        spawn.inside(self.pidfd.as_fd(), how.pids.clone().unwrap_or(HELPER_PIDS));
+        let mut program = Program::new(shell.as_fd(), [null.as_fd(), write.as_fd(), write.as_fd()]);
         for argument in ["sh", "-p", "-c", script] {
-            spawn.argument(std::ffi::CString::new(argument).unwrap());
+            program.argument(std::ffi::CString::new(argument).unwrap());
         }
-        spawn.variable(c"PATH=/usr/bin:/bin".to_owned());
+        program.variable(c"PATH=/usr/bin:/bin".to_owned());
         for fd in how.descriptors {
-            spawn.descriptor(*fd);
+            program.descriptor(*fd);
         }
-        for cgroup in how.cgroups {
-            spawn.cgroup(cgroup.as_fd());
-        }
-        how.last_pid.map(|last| spawn.last_pid(last));
-        how.real_ids.map(|(uid, gid)| spawn.real_ids(uid, gid));
-        spawn.start().map(|child| (read, child))
+        let pids = how.pids.clone().unwrap_or(HELPER_PIDS);
+        let place = Place::default().inside(self.pidfd.as_fd(), pids);
+        let place = how.cgroups.iter().fold(place, |place, cgroup| place.cgroup(cgroup.as_fd()));
+        how.last_pid.map(|last| program.last_pid(last));
+        how.real_ids.map(|(uid, gid)| program.real_ids(uid, gid));
+        program.start(&place).map(|child| (read, child))
     }
 }
 
@@ -182,8 +181,8 @@ fn node_a_program_that_cannot_run_is_named_by_step_and_errno() {
     let Some(container) = Container::start() else { return };
     let program = File::open("/proc/self/comm").unwrap();
     let null = File::open("/dev/null").unwrap();
-    let mut spawn = Spawn::new(program.as_fd(), [null.as_fd(); 3]);
-    let error = spawn.inside(container.pidfd.as_fd(), HELPER_PIDS).start().unwrap_err();
+    let place = Place::default().inside(container.pidfd.as_fd(), HELPER_PIDS);
+    let error = Program::new(program.as_fd(), [null.as_fd(); 3]).start(&place).unwrap_err();
     let SpawnError::Step { step, errno } = error else { panic!("{error}") };
     assert_eq!((step, errno), (Step::Execute, rustix::io::Errno::ACCESS));
 }
@@ -200,6 +199,31 @@ fn node_a_container_that_has_gone_is_an_error() {
     }
     let error = container.start_script("true", &How::default()).unwrap_err();
     assert!(matches!(error, SpawnError::Step { step: Step::EnterNamespaces, .. }), "{error}");
+}
+
+#[test]
+fn node_a_waiting_process_holds_nothing_open_and_ends_when_it_is_given_up() {
+    let Some(container) = Container::start() else { return };
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+    let waiting = Place::default().inside(container.pidfd.as_fd(), HELPER_PIDS).enter().unwrap();
+    drop(write);
+    assert_eq!(File::from(read).read(&mut [0]).unwrap(), 0);
+    assert_eq!(container.run("echo $$").0, "298\n");
+    drop(waiting);
+    assert_eq!(container.run("echo $$").0, "299\n");
+}
+
+#[test]
+fn node_a_waiting_process_that_is_killed_is_an_error() {
+    let Some(container) = Container::start() else { return };
+    let waiting = Place::default().inside(container.pidfd.as_fd(), HELPER_PIDS).enter().unwrap();
+    let pidfd = waiting.pidfd().unwrap();
+    rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL).unwrap();
+    let mut ended = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
+    rustix::event::poll(&mut ended, None).unwrap();
+    let null = File::open("/dev/null").unwrap();
+    let error = waiting.run(&Program::new(null.as_fd(), [null.as_fd(); 3])).unwrap_err();
+    assert!(matches!(error, SpawnError::Gone), "{error}");
 }
 
 #[test]

@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use containerd_client::events::TaskCreate;
 use containerd_client::services::v1::snapshots::{MountsRequest, snapshots_client::SnapshotsClient};
 use containerd_client::services::v1::{
-    Container, GetContainerRequest, GetImageRequest, GetRequest, ReadContentRequest,
-    containers_client::ContainersClient, content_client::ContentClient, images_client::ImagesClient,
-    tasks_client::TasksClient,
+    Container, GetContainerRequest, GetImageRequest, GetRequest, ReadContentRequest, SubscribeRequest,
+    containers_client::ContainersClient, content_client::ContentClient, events_client::EventsClient,
+    images_client::ImagesClient, tasks_client::TasksClient,
 };
 use containerd_client::types::Mount;
 use futures::{StreamExt, TryStreamExt};
@@ -21,6 +22,7 @@ use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{ContainerStatusRequest, ExecSyncRequest, ListContainersRequest};
 use oci_spec::image::{Arch, Descriptor, ImageIndex, ImageManifest, MediaType, Os};
 use oci_spec::runtime::Spec;
+use prost::Message as _;
 use tokio_util::io::StreamReader;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
@@ -145,6 +147,21 @@ impl Runtime for Containerd {
             annotations: BTreeMap::from_iter(status.annotations),
             spec,
         })
+    }
+
+    async fn made(&self, id: &str) -> Result<i32, RuntimeError> {
+        let failed = || self.failed(format!("tell when container {id} is made"));
+        let filter = format!("topic==\"/tasks/create\",event.container_id==\"{id}\"");
+        let mut events = EventsClient::new(self.channel.clone())
+            .subscribe(namespaced(SubscribeRequest { filters: vec![filter] }))
+            .await
+            .map_err(failed())?
+            .into_inner();
+        let event = events.message().await.map_err(failed())?.and_then(|envelope| envelope.event);
+        event
+            .and_then(|any| TaskCreate::decode(&*any.value).ok())
+            .map(|task| task.pid as i32)
+            .ok_or_else(|| RuntimeError::Unsupported(format!("containerd did not tell of container {id}")))
     }
 
     async fn pid(&self, id: &str) -> Result<i32, RuntimeError> {

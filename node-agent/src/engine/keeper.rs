@@ -16,16 +16,15 @@ use std::sync::{Arc, Weak};
 
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 use tracing::{debug, warn};
 use woodfrog_protocol::init::{Exiting, Hello, Reason, Start, State, Welcome, from_init, to_init};
 use woodfrog_protocol::paths;
 
 use super::container::{Container, Order, Phasing};
 use super::link::{Link, LinkError};
-use super::prepared::Prepared;
-use super::thaw::{self, ThawError};
-use super::{Engine, hooks, thaw::Thawed};
+use super::preparation::Preparation;
+use super::thaw::{self, Thawed};
+use super::{Engine, hooks};
 
 /// The socket on which a container's init is awaited.
 #[derive(Debug)]
@@ -54,8 +53,6 @@ fn bind_for_all(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-type Preparation = JoinHandle<Result<Prepared, ThawError>>;
-
 /// Keeps a container until it is removed.
 pub async fn keep(
     engine: Weak<Engine>,
@@ -67,7 +64,7 @@ pub async fn keep(
     if let (Some(engine), Some(container)) = (engine.upgrade(), container.upgrade())
         && container.checkpoint_image
     {
-        preparation = Some(tokio::spawn(thaw::prepare(engine, container)));
+        preparation = Some(Preparation::begin(&engine, &container));
     }
     loop {
         let stream = tokio::select! {
@@ -109,14 +106,14 @@ impl Keeper<'_> {
         let (mut link, hello) = Link::accept(stream).await?;
         self.verify(&link).await?;
         self.container.update(|life| life.init = link.pid);
+        let preparation = preparation.take();
         match hello.state() {
             State::Waiting if self.container.checkpoint_image => {
                 self.welcome(&link, &hello, Start::Thaw).await?;
                 self.container.update(|life| life.phasing = Phasing::Waiting);
-                let prepared = preparation.take().unwrap_or_else(|| {
-                    tokio::spawn(thaw::prepare(self.engine.clone(), self.container.clone()))
-                });
-                self.thaw(&mut link, prepared).await?;
+                let preparation =
+                    preparation.unwrap_or_else(|| Preparation::begin(self.engine, self.container));
+                self.thaw(&mut link, preparation).await?;
             }
             // An init that is leased settles by itself whether the thaw came about, and says so.
             State::Waiting | State::Leased => self.welcome(&link, &hello, Start::Cold).await?,

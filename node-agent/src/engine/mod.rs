@@ -15,6 +15,7 @@ pub mod link;
 pub mod netns;
 pub mod phases;
 pub mod preflight;
+pub mod preparation;
 pub mod prepared;
 pub mod publish;
 pub mod restore_json;

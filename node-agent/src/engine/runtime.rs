@@ -95,6 +95,9 @@ pub trait Runtime: Send + Sync {
     async fn containers(&self) -> Result<Vec<String>, RuntimeError>;
     /// What the runtime knows of a container.
     async fn container(&self, id: &str) -> Result<ContainerInfo, RuntimeError>;
+    /// Waits until the runtime makes the container's PID 1; its PID on the host. It is in its namespaces and cgroups
+    /// then, but has not executed the container's program yet.
+    async fn made(&self, id: &str) -> Result<i32, RuntimeError>;
     /// PID of the container's PID 1 on the host; an error if it does not run.
     async fn pid(&self, id: &str) -> Result<i32, RuntimeError>;
     /// Where its root file system lies.

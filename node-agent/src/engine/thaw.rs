@@ -2,9 +2,10 @@
 //!
 //! ```text
 //!   prepare   (from CreateContainer on) read the image, compare the node                ─┐
+//!   seat      (once the runtime has made PID 1) a process in its namespaces and cgroups  │
 //!   volumes   lay out what the image carries (undone by any failure)                     │ any failure:
 //!   check     PID 1 of the running container against the image; rewrite what is its      │ the init starts
-//!   worker    CRIU into the container's namespaces and cgroups                           │ the command
+//!   worker    CRIU in the seat                                                           │ the command
 //!   lease     the init will start nothing while CRIU (its pidfd) lives                   │
 //!   restore   … until all tasks are there and none runs                                 ─┤
 //!   commit    restore.json; the init knows its child                                     │
@@ -23,8 +24,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{Pid, PidfdFlags};
-use tokio::task::{JoinError, JoinHandle, spawn_blocking};
+use tokio::task::{JoinError, spawn_blocking};
 use woodfrog_criu::images::{Rebind, Rewrite};
 use woodfrog_criu::{Connections, CriuError, LogLevel, RestoreOptions, Setup, Worker, WorkerError};
 use woodfrog_image::Hook as RecordedHook;
@@ -35,11 +35,12 @@ use super::Engine;
 use super::container::Container;
 use super::link::{Link, LinkError};
 use super::phases::{Stopwatch, monotonic_us};
+use super::preparation::Preparation;
 use super::prepared::{PrepareError, Prepared};
 use super::restore_json::{self, Identity, RestoreFile};
 use super::runtime::{Runtime, RuntimeError};
 use super::volumes::LaidOut;
-use super::{cgroups, netns, volumes};
+use super::{netns, volumes};
 use crate::policy;
 
 /// First PID of an application; the ones below are for helpers.
@@ -128,7 +129,7 @@ impl ThawError {
     }
 }
 
-fn failed(action: impl Into<String>) -> impl FnOnce(io::Error) -> ThawError {
+pub(super) fn failed(action: impl Into<String>) -> impl FnOnce(io::Error) -> ThawError {
     let action = action.into();
     |source| ThawError::Io { action, source }
 }
@@ -140,16 +141,6 @@ pub async fn is_checkpoint(runtime: &dyn Runtime, id: &str) -> bool {
     config["config"]["Labels"].get(woodfrog_image::labels::FORMAT).is_some()
 }
 
-/// Reads a container's image, while the runtime still starts the container.
-///
-/// # Errors
-/// See [`PrepareError`].
-pub async fn prepare(engine: Arc<Engine>, container: Arc<Container>) -> Result<Prepared, ThawError> {
-    let id = &container.info.id;
-    let (layers, image) = tokio::try_join!(engine.runtime.layers(id), engine.runtime.image(id))?;
-    Ok(spawn_blocking(move || Prepared::read(&layers, image.digest, &engine.node)).await??)
-}
-
 /// Thaws a container whose init waits on `link`.
 ///
 /// # Errors
@@ -158,11 +149,12 @@ pub async fn thaw(
     engine: &Engine,
     container: &Container,
     link: &mut Link,
-    preparation: JoinHandle<Result<Prepared, ThawError>>,
+    preparation: Preparation,
 ) -> Result<Thawed, ThawError> {
     let began_us = monotonic_us();
     let mut watch = Stopwatch::start("thaw");
-    let prepared = Arc::new(preparation.await??);
+    let (prepared, seat) = preparation.complete(link.pid).await?;
+    let prepared = Arc::new(prepared);
     watch.lap("prepare");
 
     let (pid, carried) = (link.pid, prepared.clone());
@@ -178,11 +170,7 @@ pub async fn thaw(
     };
     watch.lap("check");
 
-    let mut setup = Setup::new(work)
-        .container(Arc::new(open_pidfd(link.pid)?))
-        .cgroups(cgroups::of(link.pid).map_err(failed("open the container's cgroups"))?)
-        .last_pid(highest_pid(&prepared))
-        .avoid_breakpoints();
+    let mut setup = Setup::new(work).seat(seat).last_pid(highest_pid(&prepared)).avoid_breakpoints();
     let images = setup.give(images);
     let mut options = RestoreOptions {
         connections: if keeps_connections(&prepared) { Connections::Keep } else { Connections::Close },
@@ -302,13 +290,6 @@ fn highest_pid(prepared: &Prepared) -> i32 {
     let tasks = prepared.images.tasks.iter();
     let pids = tasks.flat_map(|task| task.threads.iter().map(|t| t.tid).chain([task.pid()]));
     pids.max().map_or(FIRST_PID, |pid| (pid as i32).max(FIRST_PID))
-}
-
-fn open_pidfd(pid: i32) -> Result<OwnedFd, ThawError> {
-    let pid = Pid::from_raw(pid)
-        .ok_or_else(|| failed("name the container's init")(io::ErrorKind::NotFound.into()))?;
-    rustix::process::pidfd_open(pid, PidfdFlags::empty())
-        .map_err(|e| failed("open the container's init")(e.into()))
 }
 
 /// Standard streams of the init: the runtime's pipes. A new description of the same pipe serves as well.

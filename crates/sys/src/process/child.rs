@@ -1,10 +1,10 @@
-//! The two new processes of [`super::Spawn::start`]: everything that runs in them before the program does.
+//! The two new processes of [`super::Place::enter`]: everything that runs in them before the program does.
 //!
 //! From [`run`]'s clone on, this is code that shares or has copied the memory of a program whose other threads may
 //! hold any lock: raw system calls only, nothing is allocated or freed, nothing may panic, and no libc wrapper that
 //! cares for other threads (`setresuid` of glibc would signal threads that do not exist here).
 
-use std::ffi::{CString, c_char, c_int, c_long, c_uint, c_void};
+use std::ffi::{c_int, c_long, c_uint, c_void};
 use std::fmt;
 use std::fs::File;
 use std::io::Read as _;
@@ -15,35 +15,19 @@ use std::ptr;
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions};
 
-use super::Child;
+use super::order::{self, Order};
+use super::{Child, SpawnError};
 
 /// Everything the new processes need, made ready beforehand.
 pub(super) struct Plan<'a> {
-    /// What to execute; without it the child exits with 0 when all else is done.
-    pub(super) program: Option<BorrowedFd<'a>>,
-    pub(super) arguments: Pointers<'a>,
-    pub(super) environment: Pointers<'a>,
-    /// Descriptor `i` of the child is a copy of `descriptors[i]`; all numbers lie above the list's length.
-    pub(super) descriptors: Vec<RawFd>,
     /// A pidfd, and which of its namespaces to enter.
     pub(super) place: Option<(BorrowedFd<'a>, c_int)>,
     pub(super) pids: Option<(i32, i32)>,
     pub(super) procs: Vec<RawFd>,
     pub(super) unified: Option<BorrowedFd<'a>>,
-    pub(super) last_pid: Option<(BorrowedFd<'a>, String)>,
-    pub(super) real_ids: Option<(u32, u32)>,
+    /// Where the child is told its program; like `report`, above the numbers of the descriptors that come with it.
+    pub(super) gate: BorrowedFd<'a>,
     pub(super) report: BorrowedFd<'a>,
-}
-
-/// A vector of C strings as `execveat` wants it: pointers, ended by a null.
-pub(super) struct Pointers<'a> {
-    pointers: Vec<*const c_char>,
-    strings: std::marker::PhantomData<&'a [CString]>,
-}
-
-pub(super) fn pointers(strings: &[CString]) -> Pointers<'_> {
-    let pointers = strings.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect();
-    Pointers { pointers, strings: std::marker::PhantomData }
 }
 
 /// What was being done for the new process when it failed.
@@ -58,8 +42,8 @@ pub enum Step {
     Clone,
     /// Write `ns_last_pid`.
     SetLastPid,
-    /// Put the descriptors into their places.
-    PlaceDescriptors,
+    /// Receive the program and its descriptors.
+    Receive,
     /// Set the real user and group.
     SetIds,
     /// `execveat`.
@@ -73,7 +57,7 @@ impl fmt::Display for Step {
             Self::EnterNamespaces => "enter the container's namespaces",
             Self::Clone => "clone",
             Self::SetLastPid => "set ns_last_pid",
-            Self::PlaceDescriptors => "place descriptors",
+            Self::Receive => "receive the program's descriptors",
             Self::SetIds => "set the real user and group",
             Self::Execute => "execute the program",
         })
@@ -92,7 +76,7 @@ impl Failure {
         Step::EnterNamespaces,
         Step::Clone,
         Step::SetLastPid,
-        Step::PlaceDescriptors,
+        Step::Receive,
         Step::SetIds,
         Step::Execute,
     ];
@@ -113,6 +97,12 @@ impl Failure {
     }
 }
 
+impl From<Failure> for SpawnError {
+    fn from(Failure { step, errno }: Failure) -> Self {
+        Self::Step { step, errno }
+    }
+}
+
 /// Passed to the go-between, which shares the caller's memory and leaves its result here.
 struct Shared<'a> {
     plan: &'a Plan<'a>,
@@ -124,7 +114,7 @@ const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 const STACK_WORDS: usize = 4096; // 64 KiB of u128
 
-/// Runs the plan. The child if it came into being; whether it got to its program, the report pipe tells.
+/// Runs the plan. The child if it came into being; if not, the report pipe tells why.
 pub(super) fn run(plan: &Plan<'_>) -> Result<Option<Child>, Errno> {
     let mut shared = Shared { plan, result: None };
     let mut stack = vec![0u128; STACK_WORDS];
@@ -152,9 +142,9 @@ extern "C" fn go_between(argument: *mut c_void) -> c_int {
     match enter(shared.plan) {
         Ok(()) => match clone_child(shared.plan) {
             Ok(child) => shared.result = child,
-            Err(errno) => report(shared.plan, Step::Clone, errno),
+            Err(errno) => report(shared.plan.report.as_raw_fd(), Step::Clone, errno),
         },
-        Err((step, errno)) => report(shared.plan, step, errno),
+        Err((step, errno)) => report(shared.plan.report.as_raw_fd(), step, errno),
     }
     0
 }
@@ -215,59 +205,118 @@ fn clone_as(plan: &Plan<'_>, wished: i32) -> Result<Child, Errno> {
 }
 
 fn child(plan: &Plan<'_>) -> ! {
-    let Err((step, errno)) = become_program(plan) else { exit(0) };
-    report(plan, step, errno);
-    exit(127)
+    match wait_and_run(plan) {
+        Ok(()) => exit(0),
+        Err((step, errno)) => {
+            report(plan.report.as_raw_fd(), step, errno);
+            exit(127)
+        }
+    }
 }
 
 /// Returns `Ok` only if there is no program to become.
-fn become_program(plan: &Plan<'_>) -> Result<(), (Step, Errno)> {
-    if let Some((sysctl, last)) = &plan.last_pid {
-        write(sysctl.as_raw_fd(), last.as_bytes()).map_err(|errno| (Step::SetLastPid, errno))?;
+fn wait_and_run(plan: &Plan<'_>) -> Result<(), (Step, Errno)> {
+    let receive = |errno| (Step::Receive, errno);
+    let (gate, report) = (plan.gate.as_raw_fd(), plan.report.as_raw_fd());
+    // A connection that the caller closes while this process waits must be closed.
+    let (low, high) = (gate.min(report) as c_uint, gate.max(report) as c_uint);
+    for (first, last) in [(0, low - 1), (low + 1, high - 1), (high + 1, c_uint::MAX)] {
+        if first <= last {
+            close_range(first, last, 0).map_err(receive)?;
+        }
     }
-    let Some(program) = plan.program else { return Ok(()) };
+    let mut buffer = [0; order::MAX_BYTES];
+    let (length, received) = receive_order(gate, &mut buffer).map_err(receive)?;
+    if length == 0 {
+        return Ok(());
+    }
+    let cut_off = receive(Errno::MSGSIZE);
+    let (order, strings) = Order::decode(&buffer[..length]).ok_or(cut_off)?;
+    let executable = order.descriptors as RawFd;
+    let cursor = executable + RawFd::from(order.executable);
+    // All numbers from 0 on were free, and the kernel hands out the lowest.
+    if received != cursor as usize + usize::from(order.last_pid.is_some()) {
+        return Err(cut_off);
+    }
 
-    // SAFETY: plain system calls on this process. `setsid` cannot fail in a new process; descriptors change only in
-    // this process's own table, and the plan's lie above the ones that are overwritten (see `Spawn::start`).
-    unsafe {
-        libc::syscall(libc::SYS_setsid);
-        for (target, source) in plan.descriptors.iter().enumerate() {
-            let result = libc::syscall(libc::SYS_dup3, *source as c_long, target as c_long, 0);
-            check(result).map_err(|errno| (Step::PlaceDescriptors, errno))?;
-        }
-        let first = plan.descriptors.len() as c_uint;
-        let result = libc::syscall(libc::SYS_close_range, first, c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC);
-        check(result).map_err(|errno| (Step::PlaceDescriptors, errno))?;
+    if let Some(last) = order.last_pid {
+        let mut digits = [0; 12];
+        write(cursor, decimal(last, &mut digits)).map_err(|errno| (Step::SetLastPid, errno))?;
     }
-    if plan.place.is_some() {
-        // The caller's supplementary groups mean something else in there, and what the program starts would keep them.
-        // SAFETY: a plain system call on this process with an empty list.
-        let dropped = unsafe { libc::syscall(libc::SYS_setgroups, 0, ptr::null::<libc::gid_t>()) };
-        check(dropped).map_err(|e| (Step::SetIds, e))?;
+    if !order.executable {
+        return Ok(());
     }
-    if let Some((uid, gid)) = plan.real_ids {
-        const KEEP: u32 = u32::MAX;
-        // SAFETY: plain system calls on this process; the raw ones, since glibc's wrappers address all threads.
-        unsafe {
-            check(libc::syscall(libc::SYS_setresgid, gid, KEEP, KEEP)).map_err(|e| (Step::SetIds, e))?;
-            check(libc::syscall(libc::SYS_setresuid, uid, KEEP, KEEP)).map_err(|e| (Step::SetIds, e))?;
-        }
-    }
+    // SAFETY: a plain system call; it cannot fail in a process that leads no group.
+    unsafe { libc::syscall(libc::SYS_setsid) };
+    close_range(executable as c_uint, c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC).map_err(receive)?;
+    set_ids(&order).map_err(|errno| (Step::SetIds, errno))?;
     default_signals();
 
-    // SAFETY: both vectors are arrays of pointers to C strings that end with a null, and live as long as the plan; the
-    // path is an empty C string.
+    let [arguments, variables] = strings.pointers().ok_or(cut_off)?;
+    // SAFETY: both are arrays of pointers to C strings in `buffer` that end with a null; the path is an empty C string.
     let result = unsafe {
         libc::syscall(
             libc::SYS_execveat,
-            program.as_raw_fd(),
+            executable,
             c"".as_ptr(),
-            plan.arguments.pointers.as_ptr(),
-            plan.environment.pointers.as_ptr(),
+            arguments.as_ptr(),
+            variables.as_ptr(),
             libc::AT_EMPTY_PATH,
         )
     };
     Err((Step::Execute, check(result).err().unwrap_or(Errno::IO)))
+}
+
+/// Waits for the message and its descriptors: how many bytes, 0 if there will be none, and how many descriptors.
+fn receive_order(gate: RawFd, buffer: &mut [u8]) -> Result<(usize, usize), Errno> {
+    const SPACE: usize = 16 + 4 * order::MAX_DESCRIPTORS;
+    let mut control = [0u64; SPACE.div_ceil(8)];
+    let mut vector = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: `msghdr` is plain data for which zero is valid.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    message.msg_iov = &raw mut vector;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = mem::size_of_val(&control);
+    // SAFETY: the header's pointers are to live buffers of the lengths that it names.
+    let length = check(unsafe { libc::syscall(libc::SYS_recvmsg, gate, &raw mut message, 0) })? as usize;
+    if message.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0 {
+        return Err(Errno::MSGSIZE);
+    }
+    // The one control message there can be: its length, then level and type, then the descriptors.
+    let bytes = control[0] as usize;
+    Ok((length, bytes.saturating_sub(16) / 4))
+}
+
+fn close_range(first: c_uint, last: c_uint, flags: c_uint) -> Result<(), Errno> {
+    // SAFETY: it changes only this process's own table of descriptors, in which no Rust value of this process owns one.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) }).map(drop)
+}
+
+fn set_ids(order: &Order) -> Result<(), Errno> {
+    const KEEP: u32 = u32::MAX;
+    // SAFETY: plain system calls on this process; the raw ones, since glibc's wrappers address all threads.
+    unsafe {
+        if order.forget_groups {
+            check(libc::syscall(libc::SYS_setgroups, 0, ptr::null::<libc::gid_t>()))?;
+        }
+        if let Some((uid, gid)) = order.real_ids {
+            check(libc::syscall(libc::SYS_setresgid, gid, KEEP, KEEP))?;
+            check(libc::syscall(libc::SYS_setresuid, uid, KEEP, KEEP))?;
+        }
+    }
+    Ok(())
+}
+
+/// A number above 0 in decimal digits.
+fn decimal(mut number: i32, digits: &mut [u8; 12]) -> &[u8] {
+    let mut start = digits.len();
+    while number > 0 && start > 0 {
+        start -= 1;
+        digits[start] = b'0' + (number % 10) as u8;
+        number /= 10;
+    }
+    &digits[start..]
 }
 
 /// Every signal as a new program expects it: default action, none blocked.
@@ -303,12 +352,12 @@ fn restore_signals(mask: &libc::sigset_t) {
     }
 }
 
-fn report(plan: &Plan<'_>, step: Step, errno: Errno) {
+fn report(pipe: RawFd, step: Step, errno: Errno) {
     let mut message = [0; 8];
     message[..4].copy_from_slice(&(step as u32).to_ne_bytes());
     message[4..].copy_from_slice(&errno.raw_os_error().to_ne_bytes());
     // Eight bytes fit into an empty pipe; there is nobody to tell if it fails.
-    let _ = write(plan.report.as_raw_fd(), &message);
+    let _ = write(pipe, &message);
 }
 
 fn write(fd: RawFd, bytes: &[u8]) -> Result<(), Errno> {
