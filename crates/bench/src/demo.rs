@@ -76,7 +76,7 @@ impl Way {
 
     async fn prepare(self, place: Place, app: App) -> Result<Box<dyn Contender>> {
         Ok(match self {
-            Self::Cold => Box::new(Cold::prepare(place, app).await?),
+            Self::Cold => Box::new(Cold::new(place, app)),
             Self::Woodfrog => Box::new(Woodfrog::prepare(place, app).await?),
             Self::Criu => Box::new(Criu::prepare(place, app).await?),
             Self::Runc => Box::new(Runc::prepare(place, app).await?),

@@ -20,7 +20,7 @@ impl NodeArgs {
     }
 }
 
-/// Runs `work` on a node that has these applications' images, with Woodfrog on it. On Ctrl-C or SIGTERM the node is taken
+/// Runs `work` on a node that has pulled these applications' images, with Woodfrog on it. On Ctrl-C or SIGTERM the node is taken
 /// down at once, and with it everything that `work` has made.
 pub(crate) fn with<F>(args: &NodeArgs, apps: &[App], work: impl FnOnce(Place) -> F) -> Result<ExitCode>
 where
@@ -63,6 +63,9 @@ where
         node,
     };
     place.remove_pods().await?;
+    for app in apps {
+        place.direct.pull(&app.reference()).await?;
+    }
     work(place).await
 }
 

@@ -41,7 +41,6 @@ impl Series {
 
 /// Measures and prints.
 pub(crate) async fn run(place: Place, args: &ShimArgs) -> Result<ExitCode> {
-    place.direct.pull(&APP.reference()).await?;
     let progress = Progress::new();
     let passed = passed(&place, args.calls, &progress).await?;
     let edited = edited(&place, &progress).await?;

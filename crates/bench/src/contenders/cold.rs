@@ -17,10 +17,9 @@ pub(crate) struct Cold {
 }
 
 impl Cold {
-    /// Pulls the image.
-    pub(crate) async fn prepare(place: Place, app: App) -> Result<Self> {
-        place.direct.pull(&app.reference()).await?;
-        Ok(Self { place, app })
+    /// There is nothing to prepare.
+    pub(crate) const fn new(place: Place, app: App) -> Self {
+        Self { place, app }
     }
 }
 
