@@ -1,6 +1,8 @@
 //! The main job: real applications frozen and thawed, with their state, twice at a time and again.
 
-use std::time::Duration;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use woodfrog_testkubelet::{PodSpec, Security};
@@ -50,6 +52,55 @@ async fn life_of(world: &World<'_>, app: App, security: Security) -> Result<()> 
         container.remove().await?;
     }
     Ok(())
+}
+
+/// Says back what it hears, on every connection.
+const ECHO: &str = "import socketserver as s
+class H(s.BaseRequestHandler):
+    def handle(self):
+        while b := self.request.recv(99): self.request.sendall(b)
+s.ThreadingTCPServer(('0.0.0.0', 8080), H).serve_forever()";
+
+fn echo(stream: &mut TcpStream, text: &str) -> Result<()> {
+    stream.write_all(text.as_bytes())?;
+    let mut answer = vec![0; text.len()];
+    stream.read_exact(&mut answer)?;
+    ensure!(answer == text.as_bytes(), "{}", String::from_utf8_lossy(&answer));
+    Ok(())
+}
+
+#[test]
+fn node_a_connection_that_is_kept_goes_on_in_the_pod_s_next_container() {
+    in_world("keep", &[App::Cpython], async |world| {
+        let command = ["python3.14", "-c", ECHO].map(str::to_owned).to_vec();
+        let spec = PodSpec { command, ..PodSpec::new("keep", &App::Cpython.reference()) }.managed();
+        world.kubelet.pull(&spec.image).await?;
+        let container = world.kubelet.run(spec).await?;
+        let address = SocketAddr::new(container.ip(), 8080);
+        let deadline = Instant::now() + STARTUP;
+        let mut stream = loop {
+            match world.node.connect(address) {
+                Ok(stream) => break stream,
+                Err(e) if Instant::now() > deadline => return Err(e.into()),
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        };
+        stream.set_read_timeout(Some(STARTUP))?;
+        echo(&mut stream, "before")?;
+
+        let image = format!("{REGISTRY}/checkpoint/echo:1");
+        let refused = world.freeze(&container, &image).unwrap_err().to_string();
+        let peer = stream.local_addr()?.to_string();
+        ensure!(refused.contains(&peer), "the refusal names {peer}: {refused}");
+        echo(&mut stream, "still before")?;
+
+        let freeze = ["freeze", "keep/app", "--image", &image, "--connections", "keep", "--stop"];
+        world.stack.woodfrog(&freeze)?;
+        let container = container.replace(&image).await?;
+        world.assert_thawed(&container)?;
+        echo(&mut stream, "after")?;
+        container.remove().await
+    });
 }
 
 macro_rules! lives {

@@ -73,7 +73,7 @@ pub enum ReadError {
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// It is not there, or cannot be read.
-    #[error("the checkpoint's file {name} cannot be read")]
+    #[error("the checkpoint's file {name} cannot be read: {source}")]
     Read {
         /// Its name.
         name: String,

@@ -201,10 +201,29 @@ impl Container {
     /// # Errors
     /// The runtime's.
     pub async fn remove(&self) -> Result<()> {
+        self.remove_alone().await?;
+        self.pod.remove().await
+    }
+
+    /// Removes the container and starts another in its pod, from another image.
+    ///
+    /// # Errors
+    /// The runtime's.
+    pub async fn replace(&self, image: &str) -> Result<Self> {
+        self.remove_alone().await?;
+        self.pod.kubelet.pull(image).await?;
+        let mut pod = self.pod.clone();
+        pod.spec.image = image.into();
+        let container = pod.create().await?;
+        container.start().await?;
+        Ok(container)
+    }
+
+    async fn remove_alone(&self) -> Result<()> {
         self.stop(Duration::ZERO).await?;
         let request = RemoveContainerRequest { container_id: self.id.clone() };
         self.pod.kubelet.runtime.clone().remove_container(request).await?;
-        self.pod.remove().await
+        Ok(())
     }
 
     /// What CRI says of it.

@@ -36,7 +36,7 @@ use super::phases::Stopwatch;
 use super::publish::{Destination, PublishError};
 use super::runtime::{ImageSource, RuntimeError};
 use super::tree::{self, Tree};
-use super::{Engine, netns, preflight, restore_json};
+use super::{Engine, netns, preflight, restore_json, volumes};
 
 /// Why a freeze failed. The applications run on.
 #[derive(Debug, thiserror::Error)]
@@ -187,7 +187,8 @@ pub fn preflight(container: &Container, connections: Connections) -> Result<Tree
     };
     match tree {
         Ok(tree) => {
-            findings.extend(preflight::application(&tree, connections));
+            let made_anew = volumes::made_anew(&container.info);
+            findings.extend(preflight::application(&tree, &made_anew, connections));
             if findings.is_empty() {
                 return Ok(tree);
             }

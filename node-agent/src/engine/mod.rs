@@ -22,6 +22,7 @@ pub mod restore_json;
 pub mod runtime;
 pub mod thaw;
 pub mod tree;
+pub mod unix;
 pub mod volumes;
 
 use std::collections::BTreeMap;

@@ -11,7 +11,7 @@ use nix::ifaddrs::getifaddrs;
 use nix::sched::{CloneFlags, setns};
 
 /// Runs `work` in the network namespace of process `pid`.
-fn within<T: Send>(pid: i32, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+pub(super) fn within<T: Send>(pid: i32, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     let namespace = File::open(format!("/proc/{pid}/ns/net"))?;
     std::thread::scope(|scope| {
         let thread = scope.spawn(move || {

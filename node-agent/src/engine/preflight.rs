@@ -1,5 +1,8 @@
 //! What would make a dump fail, all reasons at once, before anything is touched.
 
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
 use oci_spec::runtime::LinuxNamespaceType;
 use woodfrog_protocol::agent::{Connections, Finding};
 
@@ -48,13 +51,28 @@ pub fn container(info: &ContainerInfo) -> Vec<Finding> {
     findings
 }
 
-/// Reasons that lie in what the application has open now.
-pub fn application(tree: &Tree, connections: Connections) -> Vec<Finding> {
+/// Reasons that lie in what the application has open now. `made_anew` are the mount points of volumes whose files have
+/// other names in each pod.
+pub fn application(tree: &Tree, made_anew: &[PathBuf], connections: Connections) -> Vec<Finding> {
     let mut findings = Vec::new();
     let Some(root) = tree.processes.first() else { return findings };
     for process in &tree.processes {
         namespaces(process, root, &mut findings);
         files(process, &mut findings);
+        for path in paths(process).filter(|path| made_anew.iter().any(|volume| path.starts_with(volume))) {
+            findings.push(finding(
+                "volume_file",
+                format!("{} has {} open, which the next pod has under another name", name(process), path.display()),
+                "read files of ConfigMaps, Secrets and projected volumes and close them before the checkpoint",
+            ));
+        }
+        for file in process.files.iter().filter(|file| file.is_among(&tree.strangers)) {
+            findings.push(finding(
+                "unix_socket",
+                format!("{}, descriptor {}: a unix socket to another container or the node", name(process), file.fd),
+                "its other end cannot be dumped: close it before the checkpoint",
+            ));
+        }
         for map in &process.odd_maps {
             findings.push(odd_map(process, map));
         }
@@ -83,6 +101,15 @@ fn namespaces(process: &Process, root: &Process, findings: &mut Vec<Finding>) {
     }
 }
 
+/// What it has open or mapped.
+fn paths(process: &Process) -> impl Iterator<Item = &Path> {
+    let open = process.files.iter().filter_map(|file| match &file.kind {
+        FileKind::Path(path) => Some(path),
+        _ => None,
+    });
+    open.chain(&process.mapped).map(PathBuf::as_path).collect::<BTreeSet<_>>().into_iter()
+}
+
 fn files(process: &Process, findings: &mut Vec<Finding>) {
     for file in &process.files {
         let at = format!("{}, descriptor {}", name(process), file.fd);
@@ -100,7 +127,7 @@ fn files(process: &Process, findings: &mut Vec<Finding>) {
                     "start the process without a terminal",
                 ));
             }
-            FileKind::Device(path) if !STANDARD_DEVICES.iter().any(|d| path == std::path::Path::new(d)) => {
+            FileKind::Device(path) if !STANDARD_DEVICES.iter().any(|d| path == Path::new(d)) => {
                 findings.push(finding(
                     "device",
                     format!("{at}: device {}", path.display()),
@@ -184,7 +211,7 @@ mod tests {
             remote: "10.0.0.9:40000".parse().unwrap(),
         });
         tree.processes[0].odd_maps.insert("/SYSV00000001".into());
-        let findings = application(&tree, Connections::Refuse);
+        let findings = application(&tree, &[], Connections::Refuse);
         let categories: Vec<_> = findings.iter().map(|f| f.category.as_str()).collect();
         assert_eq!(categories, ["io_uring", "device", "deleted_file", "sysv_shm", "connection"]);
         assert!(findings[1].message.contains("process 300 (app), descriptor 7: device /dev/kvm"));
@@ -198,7 +225,23 @@ mod tests {
             local: "127.0.0.1:1".parse().unwrap(),
             remote: "127.0.0.1:2".parse().unwrap(),
         });
-        assert!(application(&tree, Connections::Close).is_empty());
+        assert!(application(&tree, &[], Connections::Close).is_empty());
+    }
+
+    #[test]
+    fn what_another_pod_does_not_have_is_named_once() {
+        let mut tree = tree_with(vec![
+            FileKind::Path("/etc/tls/..2026_11_22/tls.crt".into()),
+            FileKind::Path("/data/table".into()),
+            FileKind::Socket(77),
+        ]);
+        tree.processes[0].mapped.insert("/etc/tls/..2026_11_22/tls.crt".into());
+        tree.strangers.insert(77);
+        let findings = application(&tree, &["/etc/tls".into()], Connections::Refuse);
+        let categories: Vec<_> = findings.iter().map(|f| f.category.as_str()).collect();
+        assert_eq!(categories, ["volume_file", "unix_socket"]);
+        assert!(findings[0].message.contains("/etc/tls/..2026_11_22/tls.crt"));
+        assert!(findings[1].message.contains("descriptor 5"));
     }
 
     #[test]
@@ -212,7 +255,7 @@ mod tests {
             ..Process::default()
         };
         tree.processes.push(child);
-        let findings = application(&tree, Connections::Refuse);
+        let findings = application(&tree, &[], Connections::Refuse);
         assert!(findings[0].message.contains("process 301 (sandbox) is in a mnt namespace of its own"));
     }
 }

@@ -4,15 +4,13 @@
 //! container can write to.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use woodfrog_criu::images::{Checkpoint, ImageDir};
-use woodfrog_image::{
-    CheckpointRecord, Compatibility, FileRecord, Incompatibility, MAX_BYTES, RecordError, labels,
-};
+use woodfrog_image::{CheckpointRecord, Compatibility, FileError, Incompatibility, ReadError, labels};
 
 use super::runtime::Layers;
 use crate::policy;
@@ -50,20 +48,15 @@ pub enum PrepareError {
         labels::RECORD_FILE
     )]
     NoRecord,
-    /// The record is not one that this release reads.
+    /// The record cannot be read, or not by this release.
     #[error(transparent)]
-    Record(#[from] RecordError),
+    Record(#[from] ReadError),
     /// The node is not compatible.
     #[error("this node cannot thaw the image: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Incompatible(Vec<Incompatibility>),
     /// A file is not what the record says.
-    #[error("the image's file {name} {what}: the image is damaged or was tampered with")]
-    Damaged {
-        /// The file's name in the checkpoint directory.
-        name: String,
-        /// How it differs.
-        what: String,
-    },
+    #[error(transparent)]
+    Damaged(#[from] FileError),
     /// CRIU's files are not understood.
     #[error(transparent)]
     Images(#[from] woodfrog_criu::images::ImageError),
@@ -79,19 +72,10 @@ impl Prepared {
         for layer in &layers.lower {
             dirs.extend(checkpoint_dir(layer)?);
         }
-        let record = dirs.iter().find_map(|dir| open(dir, labels::RECORD_FILE).ok());
-        let record = CheckpointRecord::from_json(&read_capped(record.ok_or(PrepareError::NoRecord)?)?)?;
+        let record = find(&dirs, labels::RECORD_FILE).map_err(|_| PrepareError::NoRecord)?;
+        let record = woodfrog_image::read_record(record)?;
         record.compatibility.compatible(node).map_err(PrepareError::Incompatible)?;
-        for file in &record.files {
-            verify(&dirs, file, true)?;
-        }
-        for file in &record.memory {
-            // Its digest was checked when the layer was pulled; to read gigabytes again would cost the whole gain.
-            verify(&dirs, file, false)?;
-        }
-        for volume in &record.volumes {
-            verify(&dirs, &volume.archive, true)?;
-        }
+        record.check_files(|name| find(&dirs, name))?;
         let merged = overlay(dirs.iter().map(AsFd::as_fd))?;
         // A mount's own descriptor is only a place; to read it, it is opened.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -154,31 +138,4 @@ fn find(dirs: &[OwnedFd], name: &str) -> io::Result<File> {
         }
     }
     Err(io::ErrorKind::NotFound.into())
-}
-
-fn verify(dirs: &[OwnedFd], expected: &FileRecord, contents: bool) -> Result<(), PrepareError> {
-    let damaged = |what: String| PrepareError::Damaged { name: expected.name.clone(), what };
-    let mut file = find(dirs, &expected.name).map_err(|e| damaged(format!("cannot be opened ({e})")))?;
-    let size = file.metadata().map_err(|e| damaged(e.to_string()))?.len();
-    if size != expected.size {
-        return Err(damaged(format!("has {size} bytes instead of {}", expected.size)));
-    }
-    if contents {
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).map_err(|e| damaged(e.to_string()))?;
-        let digest = woodfrog_image::sha256(&bytes);
-        if digest != expected.digest {
-            return Err(damaged(format!("has digest {digest} instead of {}", expected.digest)));
-        }
-    }
-    Ok(())
-}
-
-fn read_capped(file: File) -> Result<Vec<u8>, PrepareError> {
-    let mut bytes = Vec::new();
-    // One byte more than allowed, so that a larger record is refused as such.
-    file.take(MAX_BYTES + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|source| PrepareError::Read { path: labels::RECORD_FILE.into(), source })?;
-    Ok(bytes)
 }

@@ -9,6 +9,8 @@ use procfs::ProcError;
 use procfs::net::TcpState;
 use procfs::process::{FDTarget, MMapPath, Process as Proc};
 
+use super::unix;
+
 /// A process tree and what it has open.
 #[derive(Clone, Debug, Default)]
 pub struct Tree {
@@ -18,6 +20,8 @@ pub struct Tree {
     pub connections: Vec<Connection>,
     /// Addresses on which the tree listens.
     pub listeners: Vec<SocketAddr>,
+    /// Inodes of unix sockets of the tree whose other end is not the tree's.
+    pub strangers: BTreeSet<u64>,
 }
 
 /// A process of a [`Tree`].
@@ -33,6 +37,8 @@ pub struct Process {
     pub name: String,
     /// What it has open.
     pub files: Vec<OpenFile>,
+    /// Files that it has mapped.
+    pub mapped: BTreeSet<PathBuf>,
     /// Files of the kernel or a device that it has mapped, and System V shared memory.
     pub odd_maps: BTreeSet<String>,
     /// Its namespaces: kind → inode.
@@ -101,6 +107,13 @@ pub fn read(init: i32, application: i32) -> Result<Tree, ProcError> {
         }
     }
     sockets(&mut tree, root)?;
+    // Without the answer a dump still finds out by itself.
+    tree.strangers = unix::peers(root)
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|(socket, peer)| tree.has_socket(*socket) && !tree.has_socket(*peer))
+        .map(|(socket, _)| socket)
+        .collect();
     Ok(tree)
 }
 
@@ -123,6 +136,9 @@ fn process(pid: i32) -> Result<(Process, Vec<i32>), ProcError> {
         match map.pathname {
             MMapPath::Path(path) if path.starts_with("/dev") && !is_memory_file(&path) => {
                 process.odd_maps.insert(path.display().to_string());
+            }
+            MMapPath::Path(path) => {
+                process.mapped.insert(path);
             }
             MMapPath::Vsys(key) => {
                 process.odd_maps.insert(format!("/SYSV{key:08x}"));
@@ -196,7 +212,18 @@ fn sockets(tree: &mut Tree, root: i32) -> Result<(), ProcError> {
     Ok(())
 }
 
+impl Tree {
+    fn has_socket(&self, inode: u64) -> bool {
+        self.processes.iter().flat_map(|p| &p.files).any(|file| file.kind == FileKind::Socket(inode))
+    }
+}
+
 impl OpenFile {
+    /// Whether it is one of these sockets.
+    pub fn is_among(&self, sockets: &BTreeSet<u64>) -> bool {
+        self.socket().is_some_and(|inode| sockets.contains(&inode))
+    }
+
     fn socket(&self) -> Option<u64> {
         match self.kind {
             FileKind::Socket(inode) => Some(inode),

@@ -34,6 +34,19 @@ pub fn carried(info: &ContainerInfo) -> Vec<Volume> {
         .collect()
 }
 
+/// Mount points of volumes that kubelet writes anew for each pod, with other file names each time: projected ones,
+/// ConfigMaps, Secrets and the downward API.
+pub fn made_anew(info: &ContainerInfo) -> Vec<PathBuf> {
+    const PLUGINS: [&str; 4] = ["projected", "configmap", "secret", "downward-api"];
+    let is_made_anew = |mount: &&Mount| {
+        let components = mount.source().iter().flat_map(|source| source.components());
+        let mut plugins = components.filter_map(|c| c.as_os_str().to_str()?.strip_prefix("kubernetes.io~"));
+        plugins.any(|plugin| PLUGINS.contains(&plugin))
+    };
+    let mounts = info.spec.mounts().iter().flatten();
+    mounts.filter(is_made_anew).map(|mount| mount.destination().clone()).collect()
+}
+
 /// Every place where the runtime has mounted something; none of it is part of the root file system.
 pub fn mount_points(info: &ContainerInfo) -> Vec<PathBuf> {
     info.spec.mounts().iter().flatten().map(|mount| mount.destination().clone()).collect()
