@@ -73,7 +73,8 @@ fn echo(stream: &mut TcpStream, text: &str) -> Result<()> {
 fn node_a_connection_that_is_kept_goes_on_in_the_pod_s_next_container() {
     in_world("keep", &[App::Cpython], async |world| {
         let command = ["python3.14", "-c", ECHO].map(str::to_owned).to_vec();
-        let spec = PodSpec { command, ..PodSpec::new("keep", &App::Cpython.reference()) }.managed();
+        let spec = PodSpec { command, ..PodSpec::new("keep", &App::Cpython.reference()) };
+        let spec = spec.security(Security::Root).managed();
         world.kubelet.pull(&spec.image).await?;
         let container = world.kubelet.run(spec).await?;
         let address = SocketAddr::new(container.ip(), 8080);

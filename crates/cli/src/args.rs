@@ -152,7 +152,7 @@ pub(crate) enum Connections {
     Refuse,
     /// Close them in the image; the running application keeps them
     Close,
-    /// Keep them in the image, which then thaws at the same address only
+    /// Keep them in the image, which then thaws at the same address only; needs --stop
     Keep,
 }
 

@@ -85,6 +85,12 @@ impl Dump {
         Ok(())
     }
 
+    /// Waits until CRIU is gone, without letting it go on: for a container that is being ended while its tasks are held,
+    /// by which their connections vanish without a word to their peers.
+    pub async fn ended(mut self) -> Result<(), CriuError> {
+        self.0.ended().await
+    }
+
     /// Gives the dump up. The tasks run on when this returns.
     pub async fn refuse(self) -> Result<(), CriuError> {
         self.0.refuse().await

@@ -89,6 +89,13 @@ impl Exchange {
         Ok(())
     }
 
+    /// Waits until the worker has ended, without a word to it.
+    pub(crate) async fn ended(&mut self) -> Result<(), CriuError> {
+        let operation = self.operation;
+        self.worker.wait().await.map_err(|source| CriuError::Worker { operation, source })?;
+        Ok(())
+    }
+
     async fn answer(&mut self, success: bool) -> Result<(), CriuError> {
         if self.owed {
             let kind = Kind::Notify.into();

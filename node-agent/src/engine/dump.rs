@@ -18,7 +18,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
-use woodfrog_criu::{Connections as CriuConnections, CriuError, DumpOptions, Setup, Toolchain, Worker};
+use woodfrog_criu::{Connections as CriuConnections, CriuError, Dump, DumpOptions, Setup, Toolchain, Worker};
 use woodfrog_image::{
     BaseImage, BlobStore, BuildError, BuiltImage, CheckpointRecord, DiffOptions, ImageBuilder, VolumeSource,
 };
@@ -60,12 +60,16 @@ pub struct Job {
     pub record: CheckpointRecord,
     /// What is to become of connections.
     pub connections: Connections,
+    /// Leave the tasks held.
+    pub stay: bool,
 }
 
 /// What a dump has come to.
 pub struct Dumped {
     /// Builds the image; [`Build::finish`] reads the memory.
     pub build: Build,
+    /// The dump that holds the tasks, if they were to stay held.
+    pub held: Option<Dump>,
     /// How long the tasks were held, in milliseconds.
     pub standstill_ms: f64,
     /// How long each phase took.
@@ -75,7 +79,7 @@ pub struct Dumped {
 /// Dumps a container. `arrived` hears when its tasks are held; `gate` says how it goes on.
 ///
 /// # Errors
-/// The dump failed or was abandoned. The application runs on in any case.
+/// The dump failed or was abandoned. The application runs on in that case.
 pub async fn dump(
     criu: Arc<Toolchain>,
     job: Job,
@@ -88,7 +92,7 @@ pub async fn dump(
     let (worker, images) = worker(criu, &job).await?;
     watch.lap("worker");
 
-    let held = Instant::now();
+    let began = Instant::now();
     let options = DumpOptions {
         connections: match job.connections {
             Connections::Refuse => CriuConnections::Refuse,
@@ -110,6 +114,7 @@ pub async fn dump(
         return Err(FreezeError::Abandoned { container: name });
     }
     watch.lap("wait");
+    let stay = job.stay;
     let build = Build::start(job);
     let captured = build.captured().await;
     let build = match captured {
@@ -120,10 +125,15 @@ pub async fn dump(
         }
     };
     watch.lap("files");
-    dump.finish().await.map_err(criu_failed)?;
-    let standstill_ms = held.elapsed().as_secs_f64() * 1e3;
-    watch.lap("resume");
-    Ok(Dumped { build, standstill_ms, phases: watch.phases() })
+    let held = if stay {
+        Some(dump)
+    } else {
+        dump.finish().await.map_err(criu_failed)?;
+        watch.lap("resume");
+        None
+    };
+    let standstill_ms = began.elapsed().as_secs_f64() * 1e3;
+    Ok(Dumped { build, held, standstill_ms, phases: watch.phases() })
 }
 
 async fn worker(criu: Arc<Toolchain>, job: &Job) -> Result<(Worker, woodfrog_criu::Given), FreezeError> {

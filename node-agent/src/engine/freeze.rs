@@ -11,6 +11,8 @@
 //!   push        to the registry
 //!   stop        if that was asked for, and only now that the images are safe
 //! ```
+//!
+//! Where connections are kept, the tasks stay held until they are stopped: an end of theirs would be told to the peers.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,7 +22,7 @@ use std::time::{Duration, Instant, SystemTime};
 use futures::future::try_join_all;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use woodfrog_criu::{CriuError, WorkerError};
+use woodfrog_criu::{CriuError, Dump, WorkerError};
 use woodfrog_image::{
     BaseError, BaseImage, BlobOutcome, BlobStore, BuildError, CheckpointRecord, Listener, Process,
     PushProgress, Source, Stdio, StoreError,
@@ -214,6 +216,11 @@ pub async fn freeze(
 ) -> Result<Frozen, FreezeError> {
     let began = Instant::now();
     let connections = Connections::try_from(request.connections).unwrap_or(Connections::Refuse);
+    if connections == Connections::Keep && !request.stop {
+        let why =
+            "connections can only be kept if the containers are stopped: nobody is connected to two programs";
+        return Err(FreezeError::Request(why.into()));
+    }
     let destinations = destinations(engine, containers, request)?;
     let trees = preflight_all(containers, connections)?;
     let _busy = containers.iter().map(Busy::begin).collect::<Result<Vec<_>, _>>()?;
@@ -227,14 +234,23 @@ pub async fn freeze(
             hooks::after_restore(&*engine.runtime, container, &request.after_restore).await;
         }
     }
-    let (dumped, bases) = held?;
+    let (mut dumped, bases) = held?;
+    let held: Vec<Dump> = dumped.iter_mut().filter_map(|dumped| dumped.held.take()).collect();
     let finishing = dumped.into_iter().zip(destinations).zip(bases).enumerate().map(
         |(number, ((dumped, destination), base))| {
             let name = request.targets[number].container.clone();
             finish(engine, name, dumped, destination, base, store.clone(), progress)
         },
     );
-    let images = try_join_all(finishing).await?;
+    let images = match try_join_all(finishing).await {
+        Ok(images) => images,
+        Err(e) => {
+            for dump in held {
+                let _ = dump.refuse().await;
+            }
+            return Err(e);
+        }
+    };
     for (container, image) in containers.iter().zip(&images) {
         container.note(format!(
             "frozen into {} ({}), {} bytes of memory, {:.0} ms standstill",
@@ -244,6 +260,9 @@ pub async fn freeze(
             let name = container.info.display();
             container.order(Order::Stop).map_err(|message| FreezeError::Init { container: name, message })?;
         }
+    }
+    for dump in held {
+        let _ = dump.ended().await;
     }
     Ok(Frozen { images, total_ms: began.elapsed().as_secs_f64() * 1e3 })
 }
@@ -340,6 +359,7 @@ async fn job(
     request: &FreezeRequest,
 ) -> Result<(Job, String), FreezeError> {
     let id = &container.info.id;
+    let connections = Connections::try_from(request.connections).unwrap_or(Connections::Refuse);
     let (layers, source) = tokio::try_join!(engine.runtime.layers(id), engine.runtime.image(id))?;
     let base = BaseImage::new(&source.manifest, &source.config)
         .map_err(|source| FreezeError::Base { container: container.info.display(), source })?;
@@ -353,7 +373,8 @@ async fn job(
         layers,
         base,
         record,
-        connections: Connections::try_from(request.connections).unwrap_or(Connections::Refuse),
+        connections,
+        stay: connections == Connections::Keep,
     };
     Ok((job, source.reference))
 }

@@ -69,13 +69,32 @@ pub fn application(tree: &Tree, made_anew: &[PathBuf], connections: Connections)
         for file in process.files.iter().filter(|file| file.is_among(&tree.strangers)) {
             findings.push(finding(
                 "unix_socket",
-                format!("{}, descriptor {}: a unix socket to another container or the node", name(process), file.fd),
+                format!(
+                    "{}, descriptor {}: a unix socket to another container or the node",
+                    name(process),
+                    file.fd
+                ),
                 "its other end cannot be dumped: close it before the checkpoint",
             ));
         }
         for map in &process.odd_maps {
             findings.push(odd_map(process, map));
         }
+    }
+    if connections == Connections::Keep
+        && root.ids != (0, 0)
+        && !tree.connections.is_empty()
+        && !woodfrog_criu::can_override_resource_limits()
+    {
+        findings.push(finding(
+            "keep_connections",
+            format!(
+                "connections of user {} cannot be kept: the node agent lacks CAP_SYS_RESOURCE",
+                root.ids.0
+            ),
+            // CRIU then runs with the user's real ids, and libnftables ends a program whose ids differ.
+            "give the agent CAP_SYS_RESOURCE, run the application as root, or choose connections: Close",
+        ));
     }
     if connections == Connections::Refuse {
         for connection in &tree.connections {

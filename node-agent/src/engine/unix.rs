@@ -29,7 +29,8 @@ pub fn peers(pid: i32) -> io::Result<Vec<(u64, u64)>> {
             socket.recv(&mut bytes, 0)?;
             let mut rest = bytes.as_slice();
             while !rest.is_empty() {
-                let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest).map_err(io::Error::other)?;
+                let message =
+                    NetlinkMessage::<SockDiagMessage>::deserialize(rest).map_err(io::Error::other)?;
                 rest = rest.get(message.header.length.max(1) as usize..).unwrap_or_default();
                 match message.payload {
                     NetlinkPayload::Done(_) => return Ok(found),
