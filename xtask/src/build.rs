@@ -35,6 +35,13 @@ pub(crate) fn build(args: &BuildArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// `cargo xtask generate`: what is generated from the API types.
+pub(crate) fn generate() -> Result<ExitCode> {
+    packages::ensure(packages::BUILD)?;
+    run(cargo().args(["run", "--quiet", "--package", "woodfrog-api", "--example", "generate"]))?;
+    Ok(ExitCode::SUCCESS)
+}
+
 /// `cargo xtask demo`: builds all and becomes the demo.
 pub(crate) fn demo(args: &DemoArgs) -> Result<ExitCode> {
     packages::ensure(packages::BUILD)?;

@@ -29,6 +29,8 @@ enum Task {
     /// Freeze and thaw four applications on a node and show how long it takes
     #[command(disable_help_flag = true)]
     Demo(build::DemoArgs),
+    /// Write the resources' definitions in crds/ and docs/reference.md from the types in crates/api
+    Generate,
     /// Build the binaries that nodes run, woodfrog-init statically
     Build(build::BuildArgs),
 }
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         Task::Test(args) => tests::test(&args),
         Task::Lint => tests::lint(),
         Task::Demo(args) => build::demo(&args),
+        Task::Generate => build::generate(),
         Task::Build(args) => build::build(&args),
     };
     done.unwrap_or_else(|error| {

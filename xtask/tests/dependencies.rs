@@ -11,6 +11,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("node-agent", &["cri-shim", "criu", "image", "protocol", "sys"]),
     ("woodfrog-bench", &["criu", "image", "protocol", "sys", "testkubelet", "testnode"]),
     ("woodfrog", &["criu", "image", "protocol"]),
+    ("woodfrog-api", &[]),
     ("woodfrog-cri-shim", &["protocol"]),
     ("woodfrog-criu", &["protocol", "sys"]),
     ("woodfrog-image", &[]),

@@ -1,0 +1,39 @@
+//! The resources of Woodfrog, `woodfrog.dev/v1alpha1`, and everything that has a name in the API; no IO.
+//!
+//! ```text
+//!   Checkpoint   how a warm image is made           spec: people; status: operator; status.agent: the node's agent
+//!   WarmPool     pods that stand by, made from it   spec: people, kubectl scale, autoscalers; status: operator
+//! ```
+//!
+//! Operator and agents talk through [`CheckpointStatus`] alone: the operator writes what is to be frozen
+//! ([`CheckpointStatus::instruction`]) and marks the object with the node ([`names::NODE_LABEL`]), the agent of
+//! that node says how far it is ([`CheckpointStatus::agent`]). Each applies only its own fields, under its own
+//! field manager ([`names::OPERATOR`], [`names::AGENT`]), so neither can overwrite the other.
+//!
+//! `crds/` and `docs/reference.md` are generated from these types: `cargo xtask generate`.
+#![forbid(unsafe_code)]
+// The derive of KubeSchema copies each struct into a function, with its visibility.
+#![allow(unreachable_pub)]
+
+pub mod checkpoint;
+mod compatibility;
+pub mod conditions;
+pub mod crds;
+mod duration;
+pub mod image;
+pub mod names;
+pub mod node_labels;
+pub mod source;
+pub mod warm_pool;
+pub mod warm_up;
+
+pub use checkpoint::status::{
+    AgentPhase, AgentStatus, CheckpointStatus, FrozenContainer, Instruction, PastImage, Phase, Summary,
+    Target,
+};
+pub use checkpoint::{Checkpoint, CheckpointSpec, Connections, Deadlines, LocalReference, Memory, Retention};
+pub use compatibility::Compatibility;
+pub use duration::{Duration, ParseDurationError};
+pub use source::{PodTemplate, Source, TemplateError, WorkloadKind, WorkloadRef};
+pub use warm_pool::{OnIdle, PodMetadata, Standby, WarmPool, WarmPoolSpec, WarmPoolStatus};
+pub use warm_up::{ExecAction, Hook, Hooks, HttpAction, HttpRequest, WarmUp, WarmUpExec};

@@ -1,0 +1,41 @@
+//! Labels, annotations, field managers, finalizers: every name in the API that is not a field.
+
+/// The API group.
+pub const GROUP: &str = "woodfrog.dev";
+
+/// The API version.
+pub const VERSION: &str = "v1alpha1";
+
+/// Annotation of a pod: `"true"` puts its containers under Woodfrog, so that they can be frozen.
+pub const MANAGED_ANNOTATION: &str = "woodfrog.dev/managed";
+
+/// Label of a Checkpoint: the node whose agent has work with it. The operator sets it together with
+/// `status.instruction` and takes it away with it; agents watch by it, so that the API server sends each only its own.
+pub const NODE_LABEL: &str = "woodfrog.dev/node";
+
+/// Label of a warm-up pod: the name of its Checkpoint.
+pub const CHECKPOINT_LABEL: &str = "woodfrog.dev/checkpoint";
+
+/// Label of a warm-up pod: the attempt that it belongs to, a decimal number.
+pub const ATTEMPT_LABEL: &str = "woodfrog.dev/attempt";
+
+/// Label of a pod of a WarmPool: the pool's name. This label is the pool's selector: a pod that loses it is released.
+pub const POOL_LABEL: &str = "woodfrog.dev/pool";
+
+/// Label of a pod of a WarmPool: a hash of what the pod was made from. A pod with another one is out of date.
+pub const REVISION_LABEL: &str = "woodfrog.dev/revision";
+
+/// Prefix of every label and annotation that only Woodfrog sets on pods.
+pub const PREFIX: &str = "woodfrog.dev/";
+
+/// Finalizer of a Checkpoint: its pod is removed and the agent's work ended before it goes.
+pub const FINALIZER: &str = "woodfrog.dev/checkpoint";
+
+/// Field manager of the operator.
+pub const OPERATOR: &str = "woodfrog-operator";
+
+/// Field manager of the agents.
+pub const AGENT: &str = "woodfrog-agent";
+
+/// Name of the lease that the leading operator holds.
+pub const LEASE: &str = "woodfrog-operator";

@@ -1,0 +1,193 @@
+//! `WarmPool`: pods that stand by, made from a Checkpoint's images.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{Duration, LocalReference, Memory};
+
+/// How many pods stand by, made from which Checkpoint, and at what cost.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
+#[kube(
+    group = "woodfrog.dev",
+    version = "v1alpha1",
+    kind = "WarmPool",
+    namespaced,
+    status = "WarmPoolStatus",
+    derive = "PartialEq",
+    doc = "A WarmPool keeps pods standing by that were started from the images of a Checkpoint, and so are warm at once. A pod is \
+           claimed by taking its label woodfrog.dev/pool away: it is released to whoever did so, and replaced.",
+    shortname = "wp",
+    category = "woodfrog",
+    scale(
+        spec_replicas_path = ".spec.replicas",
+        status_replicas_path = ".status.replicas",
+        label_selector_path = ".status.selector"
+    ),
+    printcolumn(
+        name = "Desired",
+        type_ = "integer",
+        json_path = ".spec.replicas",
+        description = "Pods that should stand by"
+    ),
+    printcolumn(
+        name = "Ready",
+        type_ = "integer",
+        json_path = ".status.readyReplicas",
+        description = "Pods that answer"
+    ),
+    printcolumn(
+        name = "Updated",
+        type_ = "integer",
+        json_path = ".status.updatedReplicas",
+        description = "Pods from the newest image"
+    ),
+    printcolumn(
+        name = "Standby",
+        type_ = "string",
+        json_path = ".spec.standby",
+        description = "How they stand by"
+    ),
+    printcolumn(
+        name = "Checkpoint",
+        type_ = "string",
+        json_path = ".spec.checkpointRef.name",
+        description = "What they are made from"
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Awake", type_ = "integer", json_path = ".status.awake", priority = 1),
+    printcolumn(name = "Dormant", type_ = "integer", json_path = ".status.dormant", priority = 1),
+    printcolumn(name = "Image", type_ = "string", json_path = ".status.image", priority = 1),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Available\")].message",
+        priority = 1
+    )
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!has(self.standby) || self.standby == 'Awake'")
+        .message("standby: Dormant and Frozen do not exist yet; leave standby out, or set it to Awake")
+        .field_path(".standby"),
+    validation = Rule::new("!has(self.memory) || self.memory != 'Shared'")
+        .message("memory: Shared does not exist yet; leave memory out, or set it to Copied")
+        .field_path(".memory")
+)]
+pub struct WarmPoolSpec {
+    /// The Checkpoint of this namespace from whose pod template and images the pods are made.
+    #[x_kube(validation = Rule::new("self == oldSelf")
+        .message("checkpointRef cannot be changed: create another WarmPool for the other Checkpoint, then delete this one"))]
+    pub checkpoint_ref: LocalReference,
+    /// How many pods stand by.
+    #[serde(default = "one")]
+    #[schemars(range(min = 0))]
+    pub replicas: i32,
+    /// How they stand by. Awake: they run. Dormant (no process, thawed by the first packet) and Frozen (thawed, held by the cgroup
+    /// freezer) do not exist yet.
+    #[serde(default)]
+    pub standby: Standby,
+    /// How a thawed pod gets its memory. Default: as its Checkpoint says. Copied: each has its own. Shared does not exist yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Memory>,
+    /// How long a woken pod may be without connections before it stands by again. Nothing to a pool that is Awake.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_timeout: Option<Duration>,
+    /// How long a woken pod stays awake at least. Nothing to a pool that is Awake.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_awake_time: Option<Duration>,
+    /// How many pods are kept awake at any time. Nothing to a pool that is Awake.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub min_awake: Option<i32>,
+    /// What becomes of an idle pod's memory. Discard: it goes back to the image, nothing is written. Save: it is frozen again. Nothing
+    /// to a pool that is Awake.
+    #[serde(default)]
+    pub on_idle: OnIdle,
+    /// What the pods have beyond the Checkpoint's template.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<PodMetadata>,
+    /// How many pods there may be beyond replicas while they are replaced after a new image. Old pods go only when as many new ones
+    /// are ready.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1))]
+    pub max_surge: i32,
+}
+
+/// How pods stand by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[allow(missing_docs, reason = "the field of this type says what its values mean")]
+pub enum Standby {
+    Dormant,
+    Frozen,
+    #[default]
+    Awake,
+}
+
+/// What becomes of an idle pod's memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[allow(missing_docs, reason = "the field of this type says what its values mean")]
+pub enum OnIdle {
+    #[default]
+    Discard,
+    Save,
+}
+
+/// Labels and annotations of a pool's pods.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+pub struct PodMetadata {
+    /// Labels of the pods, over those of the Checkpoint's template.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64))]
+    #[x_kube(validation = Rule::new("self.all(key, !key.startsWith('woodfrog.dev/'))")
+        .message("labels that begin with woodfrog.dev/ are set by Woodfrog alone: choose another prefix"))]
+    pub labels: BTreeMap<String, String>,
+    /// Annotations of the pods, over those of the Checkpoint's template.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64))]
+    #[x_kube(validation = Rule::new("self.all(key, !key.startsWith('woodfrog.dev/'))")
+        .message("annotations that begin with woodfrog.dev/ are set by Woodfrog alone: choose another prefix"))]
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// What has become of a WarmPool.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct WarmPoolStatus {
+    /// Pods of the pool.
+    #[serde(default)]
+    pub replicas: i32,
+    /// Pods of the pool that are ready.
+    #[serde(default)]
+    pub ready_replicas: i32,
+    /// Pods of the pool that were made from the newest image and template.
+    #[serde(default)]
+    pub updated_replicas: i32,
+    /// Pods of the pool that run.
+    #[serde(default)]
+    pub awake: i32,
+    /// Pods of the pool without a process.
+    #[serde(default)]
+    pub dormant: i32,
+    /// The label selector of the pool's pods, for kubectl scale and autoscalers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<String>,
+    /// The images that new pods are made from, by digest; where there are several, with commas between them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// Available, Progressing and CheckpointReady, with a reason and a sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]
+    #[schemars(length(max = 16))]
+    pub conditions: Vec<Condition>,
+    /// The generation of the specification that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+}
+
+fn one() -> i32 {
+    1
+}
