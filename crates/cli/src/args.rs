@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use woodfrog_protocol::{agent, paths};
 
+use crate::node;
+
 /// Freezes warmed-up containers of this node into images, and tells what became of those that thawed.
 #[derive(Debug, Parser)]
 #[command(name = "woodfrog", version, after_long_help = AFTER, arg_required_else_help = true)]
@@ -64,6 +66,8 @@ pub(crate) enum Action {
         /// The container
         container: String,
     },
+    /// Put Woodfrog between kubelet and containerd on this host, or take it away
+    Node(node::Args),
 }
 
 const FREEZE_EXAMPLES: &str = "\

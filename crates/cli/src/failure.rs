@@ -41,6 +41,10 @@ pub(crate) enum Failure {
     File { path: PathBuf, source: io::Error },
     #[error("{0}")]
     Image(String),
+    #[error("{0}")]
+    Node(#[from] woodfrog_installer::Error),
+    #[error("{0}")]
+    Cluster(String),
     #[error("writing the result: {0}")]
     Output(#[from] io::Error),
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   args ──► ps, freeze, check, logs ──► client ──agent.sock──► node-agent
+//!        ├─► node ──► woodfrog-installer ──► systemd, kubelet's configuration
 //!        └─► inspect ──► woodfrog-image (registry), woodfrog-criu (image files)
 //!                   all ──► output (tables, JSON)
 //! ```
@@ -15,6 +16,7 @@ mod failure;
 mod freeze;
 mod inspect;
 mod logs;
+mod node;
 mod output;
 mod progress;
 mod ps;
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
         Action::Check(check) => check::run(socket, format, check),
         Action::Inspect(inspect) => inspect::run(format, inspect),
         Action::Logs { container } => logs::run(socket, format, container),
+        Action::Node(node) => node::run(format, node),
     };
     done.unwrap_or_else(|failure| failure.report())
 }
