@@ -1,5 +1,7 @@
 //! `WarmPool`: pods that stand by, made from a Checkpoint's images.
 
+#![allow(clippy::duplicated_attributes, reason = "columns that have a type in common")]
+
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;

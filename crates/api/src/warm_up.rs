@@ -15,7 +15,7 @@ pub struct WarmUp {
     /// Wait until the pod is ready, by its readiness probes. The default.
     #[serde(default = "yes")]
     pub readiness: bool,
-    /// HTTP requests that the operator sends to the pod, one entry after the other.
+    /// HTTP requests that the node's agent sends from within the pod, one entry after the other.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     pub http: Vec<HttpRequest>,
@@ -51,7 +51,7 @@ impl Default for WarmUp {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HttpRequest {
-    /// The port at the pod's address.
+    /// The port on the pod's loopback address.
     #[schemars(range(min = 1, max = 65535))]
     pub port: i32,
     /// Path and query.

@@ -80,6 +80,24 @@ impl Layer {
     }
 }
 
+/// A directory in the cache that a script made of the files of another: built once for each content of both. `what` names it on the
+/// screen and in errors. The script runs with bash, as root, in mount and PID namespaces of its own, with three variables: the
+/// new directory `BUILD`, where it leaves what is to be kept and nothing mounted; `SOURCES`; and Debian's `MIRROR`.
+///
+/// # Errors
+/// The script failed; the end of its output is in the error.
+pub fn cached(what: &str, script: &str, sources: &Path) -> Result<PathBuf, Error> {
+    let key = cache::key(&[script.as_bytes(), &content(sources)?]);
+    cache::layer(&key, |dir| {
+        step(what, || {
+            let mut command = namespaced(dir, script, "build.sh");
+            let mirror = mirror::configured().unwrap_or_else(|| mirror::DEFAULT.into());
+            command.env("BUILD", dir).env("SOURCES", sources).env("MIRROR", mirror);
+            run(command, dir, what)
+        })
+    })
+}
+
 /// Paths as overlayfs takes its lower directories.
 pub(crate) fn colons(paths: &[PathBuf]) -> String {
     paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(":")

@@ -54,6 +54,7 @@ mod up;
 
 pub use app::App;
 pub use error::Error;
+pub use layer::cached;
 pub use need::{HOST_PACKAGES, Need};
 pub use node::{Guard, Node, Options, Status};
 pub use process::pid_in_node;

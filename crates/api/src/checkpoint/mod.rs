@@ -1,5 +1,7 @@
 //! `Checkpoint`: how a warm image is made.
 
+#![allow(clippy::duplicated_attributes, reason = "columns that have a type in common")]
+
 pub mod status;
 
 use kube::{CustomResource, KubeSchema};

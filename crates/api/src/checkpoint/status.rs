@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Connections;
-use crate::{Compatibility, Hooks, LocalReference};
+use crate::{Compatibility, Hooks, LocalReference, WarmUp};
 
 /// What has become of a Checkpoint. Everything but agent is the operator's.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -157,6 +157,9 @@ pub struct Instruction {
     /// The containers, and the image that each becomes.
     #[schemars(length(max = 32))]
     pub containers: Vec<Target>,
+    /// How the pod is warmed up first. Readiness is the operator's to wait for.
+    #[serde(default)]
+    pub warm_up: WarmUp,
     /// What becomes of established network connections.
     #[serde(default)]
     pub connections: Connections,
@@ -194,7 +197,7 @@ pub struct AgentStatus {
     pub attempt: i64,
     /// The UID of the pod that this speaks of.
     pub pod_uid: String,
-    /// Preparing: looking for the containers and what stands against a freeze. Freezing. Pushing. Done. Failed: the operator may try
+    /// Preparing: looking for the containers. WarmingUp: requests, commands, the application's word, rest. Freezing. Pushing. Done. Failed: the operator may try
     /// again. Refused: the pod is gone, has moved or was replaced, or is not under Woodfrog.
     pub phase: AgentPhase,
     /// Of a failure: one of a bounded set of words, such as Preflight, Hook, Dump, Registry.
@@ -232,6 +235,7 @@ pub struct AgentStatus {
 #[allow(missing_docs, reason = "the field of this type says what its values mean")]
 pub enum AgentPhase {
     Preparing,
+    WarmingUp,
     Freezing,
     Pushing,
     Done,
