@@ -116,11 +116,11 @@ impl<'a> Place<'a> {
     /// Makes a process there, which waits to be told its program. Blocks.
     pub fn enter(&self) -> Result<Waiting, SpawnError> {
         // The child is sent its descriptors from 0 on; what it waits with must lie above them.
-        let lift = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, order::MAX_DESCRIPTORS as RawFd);
+        let lift = |fd: OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, order::MAX_DESCRIPTORS as RawFd);
         let (gate, theirs) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-        let (theirs, write) = (lift(theirs.as_fd())?, lift(write.as_fd())?);
+        let (theirs, write) = (lift(theirs)?, lift(write)?);
         let (procs, unified) = open_cgroups(&self.cgroups)?;
         let plan = Plan {
             place: self.container.as_ref().map(|(pidfd, namespaces, _)| (*pidfd, namespaces.flags())),
@@ -138,11 +138,11 @@ impl<'a> Place<'a> {
                 Ok(Waiting { child: Some(child), gate: Some(gate), report: Some(read.into()), inside })
             }
             (None, container) => Err(match (child::Failure::read(read.into()), container) {
-                (Some(failure), Some((_, _, pids))) if failure.is_pid_taken() => {
+                (Err(Some(failure)), Some((_, _, pids))) if failure.is_pid_taken() => {
                     SpawnError::PidsTaken(pids.clone())
                 }
-                (Some(failure), _) => failure.into(),
-                (None, _) => SpawnError::Gone,
+                (Err(Some(failure)), _) => failure.into(),
+                (_, _) => SpawnError::Gone,
             }),
         }
     }
@@ -178,9 +178,9 @@ impl Waiting {
         }
         drop(gate);
         match child::Failure::read(report) {
+            Ok(()) => self.child.take().ok_or(SpawnError::Gone),
             // Dropping `self` reaps it.
-            Some(failure) => Err(failure.into()),
-            None => self.child.take().ok_or(SpawnError::Gone),
+            Err(failure) => Err(failure.map_or(SpawnError::Gone, SpawnError::from)),
         }
     }
 }

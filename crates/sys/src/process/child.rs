@@ -64,6 +64,11 @@ impl fmt::Display for Step {
     }
 }
 
+/// Written to the report pipe by a child that has been told its program.
+const TOLD: u8 = 1;
+/// Bytes of a failure in the report pipe.
+const FAILURE: usize = 8;
+
 /// A step that failed, as it comes through the pipe.
 pub(super) struct Failure {
     pub(super) step: Step,
@@ -81,15 +86,18 @@ impl Failure {
         Step::Execute,
     ];
 
-    /// Waits until the pipe is closed by exec, exit, or after a failure.
-    pub(super) fn read(mut pipe: File) -> Option<Self> {
-        let mut message = [0; 8];
-        pipe.read_exact(&mut message).ok()?;
-        let (step, errno) = message.split_at(4);
-        let step = u32::from_ne_bytes(step.try_into().ok()?);
-        let errno = i32::from_ne_bytes(errno.try_into().ok()?);
-        let step = Self::ALL.into_iter().find(|known| *known as u32 == step)?;
-        Some(Self { step, errno: Errno::from_raw_os_error(errno) })
+    /// What was written to the report pipe, once it is closed by exec, exit, or after a failure. `Ok` only if the child
+    /// has been told its program and nothing has failed since.
+    pub(super) fn read(pipe: File) -> Result<(), Option<Self>> {
+        let mut message = Vec::new();
+        // A pipe that cannot be read has told nothing.
+        let _ = pipe.take(2 * FAILURE as u64).read_to_end(&mut message);
+        let Some(failure) = message.last_chunk::<FAILURE>() else {
+            return if message == [TOLD] { Ok(()) } else { Err(None) };
+        };
+        let word = |at: usize| failure[at..at + 4].try_into().map(i32::from_ne_bytes).unwrap_or_default();
+        let step = Self::ALL.into_iter().find(|known| *known as i32 == word(0));
+        Err(step.map(|step| Self { step, errno: Errno::from_raw_os_error(word(4)) }))
     }
 
     pub(super) fn is_pid_taken(&self) -> bool {
@@ -230,6 +238,7 @@ fn wait_and_run(plan: &Plan<'_>) -> Result<(), (Step, Errno)> {
     if length == 0 {
         return Ok(());
     }
+    write(report, &[TOLD]).map_err(receive)?;
     let cut_off = receive(Errno::MSGSIZE);
     let (order, strings) = Order::decode(&buffer[..length]).ok_or(cut_off)?;
     let executable = order.descriptors as RawFd;
@@ -353,10 +362,10 @@ fn restore_signals(mask: &libc::sigset_t) {
 }
 
 fn report(pipe: RawFd, step: Step, errno: Errno) {
-    let mut message = [0; 8];
+    let mut message = [0; FAILURE];
     message[..4].copy_from_slice(&(step as u32).to_ne_bytes());
     message[4..].copy_from_slice(&errno.raw_os_error().to_ne_bytes());
-    // Eight bytes fit into an empty pipe; there is nobody to tell if it fails.
+    // Few bytes fit into an empty pipe; there is nobody to tell if it fails.
     let _ = write(pipe, &message);
 }
 
