@@ -152,7 +152,7 @@ fn node_damaged_and_foreign_images_start_cold_and_say_why() {
         fs::write(&record, &text)?;
 
         for (name, file, words) in
-            [("core", "core-300.img", "digest"), ("pages", "pages-1.img", "bytes instead of")]
+            [("core", "core-300.img", "not what was frozen"), ("pages", "pages-1.img", "bytes instead of")]
         {
             let path = checkpoint_file(world, file)?;
             let bytes = fs::read(&path)?;

@@ -44,7 +44,7 @@ pub enum RecordError {
         found: u64,
     },
     /// No JSON, or not the fields of its version.
-    #[error("woodfrog.json cannot be read")]
+    #[error("woodfrog.json cannot be read: {0}")]
     Json(#[from] serde_json::Error),
 }
 
