@@ -33,7 +33,7 @@ pub(crate) fn test(args: &TestArgs) -> Result<ExitCode> {
     let mut cargo = cargo();
     cargo.args(["test", "--workspace", "--no-fail-fast", "--"]).args(&args.arguments);
     if std::env::var("CI").is_ok_and(|ci| ci == "true") && std::env::var_os("WOODFROG_REQUIRE").is_none() {
-        cargo.env("WOODFROG_REQUIRE", "node");
+        cargo.env("WOODFROG_REQUIRE", "node,api");
     }
     let result = run(&mut cargo);
     // A test that was killed could not take its node down.

@@ -22,7 +22,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("woodfrog-testapi", &["api", "testnode"]),
     ("woodfrog-testkubelet", &["testnode"]),
     ("woodfrog-testnode", &[]),
-    ("woodfrog-tests", &["criu", "image", "protocol", "sys", "testkubelet", "testnode"]),
+    ("woodfrog-tests", &["api", "criu", "image", "protocol", "sys", "testapi", "testkubelet", "testnode"]),
     ("xtask", &["testnode"]),
 ];
 
