@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod helm;
+
 use std::future::Future;
 use std::time::Duration;
 

@@ -24,6 +24,9 @@ pub(crate) struct DemoArgs {
     arguments: Vec<OsString>,
 }
 
+/// The workspace.
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+
 /// Packages of this workspace whose binaries nodes run, besides woodfrog-init.
 const BINARIES: &[&str] = &["node-agent", "woodfrog"];
 
@@ -35,10 +38,17 @@ pub(crate) fn build(args: &BuildArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// `cargo xtask generate`: what is generated from the API types.
+/// `cargo xtask generate`: what is generated from the API types, and the chart's copy of it.
 pub(crate) fn generate() -> Result<ExitCode> {
     packages::ensure(packages::BUILD)?;
     run(cargo().args(["run", "--quiet", "--package", "woodfrog-api", "--example", "generate"]))?;
+    // The chart installs them; helm follows no links out of a chart.
+    for entry in std::fs::read_dir(ROOT.to_owned() + "/crds")? {
+        let path = entry?.path();
+        let copy = PathBuf::from(ROOT.to_owned() + "/charts/woodfrog/crds")
+            .join(path.file_name().unwrap_or_default());
+        std::fs::copy(&path, &copy).with_context(|| format!("cannot write {}", copy.display()))?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -88,7 +98,7 @@ pub(crate) fn binaries(packages: &[&str], release: bool) -> Result<()> {
 /// The cargo that runs us, in the workspace.
 pub(crate) fn cargo() -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    cargo.current_dir(ROOT);
     cargo
 }
 
