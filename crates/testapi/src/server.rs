@@ -1,8 +1,7 @@
 //! The API server as tests see it: clients and kubeconfigs for any user.
 
-use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
@@ -24,7 +23,6 @@ pub struct ApiServer {
     kind: Option<Kind>,
     admin: Kubeconfig,
     local: Option<Local>,
-    next: AtomicU32,
 }
 
 impl ApiServer {
@@ -37,7 +35,7 @@ impl ApiServer {
         let (dir, kind) = match Origin::choose() {
             Origin::Cluster(path) => {
                 let admin = Kubeconfig::read_from(path)?;
-                return Ok(Self { kind: None, admin, local: None, next: AtomicU32::new(0) });
+                return Ok(Self { kind: None, admin, local: None });
             }
             Origin::Assets(dir) => (dir, Kind::Real),
             Origin::Built(dir) => (dir, Kind::Test),
@@ -45,7 +43,7 @@ impl ApiServer {
         };
         let local = Local::start(&dir, kind).await?;
         let admin = local_config(&local, admin_token(kind))?;
-        Ok(Self { kind: Some(kind), admin, local: Some(local), next: AtomicU32::new(0) })
+        Ok(Self { kind: Some(kind), admin, local: Some(local) })
     }
 
     /// One for all tests of this process, with our resources installed.
@@ -94,10 +92,15 @@ impl ApiServer {
                 named.auth_info = Some(from_json(json!({ "token": token }))?);
             }
         }
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let dir = self.local.as_ref().map_or_else(std::env::temp_dir, |local| local.dir.clone());
-        let path = dir.join(format!("woodfrog-kubeconfig-{}-{number}.json", std::process::id()));
-        fs::write(&path, to_json(&config)?).file("write", &path)?;
+        let dir = self.directory().map_or_else(std::env::temp_dir, Path::to_path_buf);
+        // For its owner's eyes only, as every temporary file of this crate.
+        let mut file = tempfile::Builder::new()
+            .prefix("woodfrog-kubeconfig-")
+            .suffix(".json")
+            .tempfile_in(&dir)
+            .file("create a file in", &dir)?;
+        file.write_all(&to_json(&config)?).file("write", file.path())?;
+        let (_, path) = file.keep().map_err(|error| error.error).file("keep a file in", dir)?;
         Ok(path)
     }
 
