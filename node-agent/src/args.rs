@@ -48,6 +48,12 @@ pub struct RunArgs {
     /// Directory for dumps and images under construction.
     #[arg(long, default_value = paths::STATE_DIR)]
     pub state_dir: PathBuf,
+    /// Name of this node in its cluster; without it the agent serves no control plane.
+    #[arg(long, env = "NODE_NAME")]
+    pub node_name: Option<String>,
+    /// How to reach the API server; default: as the pod's service account.
+    #[arg(long, requires = "node_name")]
+    pub kubeconfig: Option<PathBuf>,
     /// The CRIU program.
     #[arg(long, env = "WOODFROG_CRIU", default_value = "/usr/sbin/criu")]
     pub criu: PathBuf,

@@ -2,14 +2,15 @@
 //!
 //! ```text
 //!   agent.sock ──► server ──► engine ──► criu, image, policy
-//!   init       ──► keeper ──┘    │ traits
-//!                                └──► adapters: containerd
+//!   init       ──► keeper ──┤    │ traits
+//!   API server ──► control ─┘    └──► adapters: containerd, registries
 //! ```
 
 #![forbid(unsafe_code)]
 
 pub mod adapters;
 pub mod args;
+mod control;
 pub mod engine;
 pub mod policy;
 mod run;

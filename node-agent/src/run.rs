@@ -14,6 +14,7 @@ use woodfrog_protocol::paths;
 use crate::adapters::containerd::Containerd;
 use crate::adapters::registry::Registries;
 use crate::args::{Command, RunArgs, ShimArgs};
+use crate::control;
 use crate::engine::{Dirs, Engine};
 use crate::server;
 
@@ -53,8 +54,15 @@ async fn agent(args: RunArgs) -> Result<()> {
     let listener =
         server::bind(&args.socket).with_context(|| format!("cannot listen on {}", args.socket.display()))?;
     info!(socket = %args.socket.display(), "ready");
+    let control = async {
+        match args.node_name {
+            Some(node) => control::run(args.kubeconfig.as_deref(), node, engine.clone()).await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
-        () = server::serve(listener, engine) => Ok(()),
+        () = server::serve(listener, engine.clone()) => Ok(()),
+        ended = control => ended,
         ended = end() => ended,
     }
 }

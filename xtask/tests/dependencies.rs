@@ -8,7 +8,8 @@ use serde_json::Value;
 
 /// Which crates of the workspace a crate may use, in its tests too.
 const ARROWS: &[(&str, &[&str])] = &[
-    ("node-agent", &["cri-shim", "criu", "image", "protocol", "sys"]),
+    ("node-agent", &["api", "cri-shim", "criu", "image", "protocol", "sys"]),
+    ("operator", &["api"]),
     ("woodfrog-bench", &["criu", "image", "protocol", "sys", "testkubelet", "testnode"]),
     ("woodfrog", &["criu", "image", "installer", "protocol"]),
     ("woodfrog-api", &[]),

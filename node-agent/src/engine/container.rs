@@ -66,6 +66,8 @@ pub struct Life {
     pub reason: String,
     /// See [`woodfrog_protocol::init::Done::generation`].
     pub generation: u64,
+    /// The application has said that it is warm.
+    pub warm: bool,
     /// A dump is under way.
     pub freezing: bool,
     /// Phases of its thaw.
@@ -127,6 +129,7 @@ impl Container {
             application: 0,
             reason: String::new(),
             generation: 0,
+            warm: false,
             freezing: false,
             thaw_phases: Vec::new(),
             thaw_us: (0, 0),
@@ -161,9 +164,14 @@ impl Container {
 
     /// Waits until it is known how the container came to life.
     pub async fn started(&self) -> Life {
+        self.when(|life| life.outcome().is_some()).await
+    }
+
+    /// Waits until something is true of it.
+    pub async fn when(&self, condition: impl FnMut(&Life) -> bool) -> Life {
         let mut receiver = self.life.subscribe();
         // The sender lives as long as `self`, so waiting cannot fail.
-        match receiver.wait_for(|life| life.outcome().is_some()).await {
+        match receiver.wait_for(condition).await {
             Ok(life) => life.clone(),
             Err(_) => self.life(),
         }

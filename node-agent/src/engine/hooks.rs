@@ -1,18 +1,14 @@
 //! What users want done in a container around a freeze or a thaw.
 
-use std::io;
 use std::time::Duration;
 
-use http_body_util::Empty;
+use http_body_util::Full;
 use hyper::Request;
-use hyper::body::Bytes;
-use hyper_util::rt::TokioIo;
-use tokio::time::timeout;
 use woodfrog_image::Hook as RecordedHook;
 use woodfrog_protocol::agent::Hook;
 
 use super::container::Container;
-use super::netns;
+use super::http;
 use super::runtime::Runtime;
 
 /// Deadline of a hook that names none.
@@ -65,12 +61,11 @@ pub async fn run(runtime: &dyn Runtime, id: &str, init: i32, hook: &Hook) -> Res
     };
     match (hook.exec.is_empty(), hook.http_path.is_empty()) {
         (false, true) => exec(runtime, id, &hook.exec, deadline).await,
-        (true, false) => {
-            let posted = timeout(deadline, post(init, hook, deadline)).await;
-            posted.unwrap_or_else(|_| Err(format!("no answer within {deadline:?}"))).map_err(|message| {
-                HookError::Http { port: hook.http_port, path: hook.http_path.clone(), message }
-            })
-        }
+        (true, false) => post(init, hook, deadline).await.map_err(|message| HookError::Http {
+            port: hook.http_port,
+            path: hook.http_path.clone(),
+            message,
+        }),
         _ => Err(HookError::Malformed),
     }
 }
@@ -88,25 +83,8 @@ async fn exec(runtime: &dyn Runtime, id: &str, argv: &[String], deadline: Durati
 
 async fn post(init: i32, hook: &Hook, deadline: Duration) -> Result<(), String> {
     let port = u16::try_from(hook.http_port).map_err(|_| "no such port".to_owned())?;
-    let say = |e: &dyn std::error::Error| e.to_string();
-    let stream = tokio::task::spawn_blocking(move || netns::connect(init, port, deadline))
-        .await
-        .map_err(|e| say(&e))?
-        .and_then(|stream| {
-            stream.set_nonblocking(true)?;
-            tokio::net::TcpStream::from_std(stream)
-        })
-        .map_err(|e: io::Error| say(&e))?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| say(&e))?;
-    let request = Request::post(&hook.http_path)
-        .header("host", "localhost")
-        .header("connection", "close")
-        .body(Empty::<Bytes>::new())
-        .map_err(|e| say(&e))?;
-    // The connection ends with the exchange: a hook must leave none behind for the dump to find.
-    let (response, _) = tokio::join!(sender.send_request(request), connection);
-    match response.map_err(|e| say(&e))?.status() {
+    let request = Request::post(&hook.http_path).body(Full::default()).map_err(|e| e.to_string())?;
+    match http::send(init, port, request, deadline).await? {
         status if status.is_success() => Ok(()),
         status => Err(format!("answered {status}")),
     }

@@ -210,6 +210,7 @@ impl Keeper<'_> {
                     }
                     from_init::Kind::CheckpointRequested(_) => {
                         self.container.note("its application says that it is warm");
+                        self.container.update(|life| life.warm = true);
                     }
                     other => debug!(container = %self.container.info.display(), "its init said {other:?}"),
                 },

@@ -10,6 +10,7 @@ pub mod dump;
 pub mod error;
 pub mod freeze;
 pub mod hooks;
+pub mod http;
 pub mod keeper;
 pub mod link;
 pub mod netns;
@@ -57,10 +58,12 @@ pub struct Dirs {
 
 /// The engine of one node.
 pub struct Engine {
-    runtime: Arc<dyn Runtime>,
+    /// The container runtime.
+    pub runtime: Arc<dyn Runtime>,
     publisher: Arc<dyn Publisher>,
     criu: Arc<Toolchain>,
-    node: Compatibility,
+    /// What this node can thaw.
+    pub node: Compatibility,
     dirs: Dirs,
     containers: Mutex<BTreeMap<String, Arc<Container>>>,
 }
@@ -167,6 +170,16 @@ impl Engine {
                 candidates: found.iter().map(|c| c.info.display()).collect(),
             }),
         }
+    }
+
+    /// The newest container of this name in the pod with this UID.
+    pub fn in_pod(&self, pod_uid: &str, name: &str) -> Option<Arc<Container>> {
+        let containers = self.lock();
+        let mut found: Vec<_> =
+            containers.values().filter(|c| c.info.pod_uid == pod_uid && c.info.name == name).collect();
+        // One that was restarted is listed until kubelet removes it.
+        found.sort_by_key(|c| c.life().phasing == Phasing::Exited);
+        found.first().map(|c| Arc::clone(c))
     }
 
     /// Everything that would make a freeze of a container fail.

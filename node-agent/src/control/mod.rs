@@ -1,0 +1,112 @@
+//! The agent's side of the control plane: what the operator asks of this node, as the API server tells of it.
+//!
+//! ```text
+//!   Checkpoints with the label woodfrog.dev/node=NODE ──watch──► one task an instruction
+//!                                                                   │ containers ─► warm-up ─► freeze
+//!   status.agent (its own field manager) ◄──report── progress, result
+//! ```
+//!
+//! Everything is level-triggered. An instruction without a final report is carried out, also after a restart of the
+//! agent: an application that was being frozen runs on when its agent dies, so it can be frozen again. One that is
+//! taken back, or replaced by one with another number, is given up.
+
+mod node;
+mod report;
+mod warm_up;
+mod work;
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use futures::{StreamExt, pin_mut};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client, ResourceExt};
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{info, warn};
+use woodfrog_api::{Checkpoint, names};
+
+use crate::engine::Engine;
+
+/// What every task of this module needs.
+#[derive(Clone)]
+struct Context {
+    client: Client,
+    engine: Arc<Engine>,
+    node: String,
+}
+
+/// The work on one Checkpoint.
+struct Running {
+    attempt: i64,
+    _task: AbortOnDropHandle<()>,
+}
+
+/// Serves the control plane until the process ends. `kubeconfig`: instead of the pod's own service account.
+///
+/// # Errors
+/// There is no configuration for a cluster.
+pub(crate) async fn run(kubeconfig: Option<&Path>, node: String, engine: Arc<Engine>) -> Result<()> {
+    let client = client(kubeconfig).await?;
+    let context = Context { client: client.clone(), engine, node };
+    let labels = node::keep_labelled(&context);
+    let work = watch(&context);
+    info!(node = %context.node, "serves the control plane");
+    tokio::join!(labels, work);
+    Ok(())
+}
+
+async fn client(kubeconfig: Option<&Path>) -> Result<Client> {
+    let Some(path) = kubeconfig else {
+        return Client::try_default().await.context("cannot find the cluster that this pod is in");
+    };
+    let read = || format!("cannot use {}", path.display());
+    let kubeconfig = kube::config::Kubeconfig::read_from(path).with_context(read)?;
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await;
+    Client::try_from(config.with_context(read)?).with_context(read)
+}
+
+async fn watch(context: &Context) {
+    let checkpoints: Api<Checkpoint> = Api::all(context.client.clone());
+    let config = watcher::Config::default().labels(&format!("{}={}", names::NODE_LABEL, context.node));
+    let events = watcher(checkpoints, config).default_backoff();
+    pin_mut!(events);
+    let mut running = HashMap::new();
+    let mut listed = HashSet::new();
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(watcher::Event::Init) => listed.clear(),
+            Ok(watcher::Event::InitApply(checkpoint)) => {
+                listed.extend(checkpoint.uid());
+                take(context, &mut running, checkpoint);
+            }
+            Ok(watcher::Event::InitDone) => running.retain(|uid, _| listed.contains(uid)),
+            Ok(watcher::Event::Apply(checkpoint)) => take(context, &mut running, checkpoint),
+            Ok(watcher::Event::Delete(checkpoint)) => {
+                checkpoint.uid().and_then(|uid| running.remove(&uid));
+            }
+            Err(e) => warn!("cannot watch Checkpoints: {e}"),
+        }
+    }
+}
+
+/// Begins, goes on with or gives up the work on a Checkpoint, as it says now.
+fn take(context: &Context, running: &mut HashMap<String, Running>, checkpoint: Checkpoint) {
+    let Some(uid) = checkpoint.uid() else { return };
+    let status = checkpoint.status.clone().unwrap_or_default();
+    let Some(instruction) = status.instruction.filter(|i| i.node == context.node) else {
+        running.remove(&uid);
+        return;
+    };
+    let reported = status.agent.filter(|agent| agent.attempt == instruction.attempt);
+    let attempt = instruction.attempt;
+    if reported.is_some_and(|agent| agent.phase.is_final())
+        || running.get(&uid).is_some_and(|running| running.attempt == attempt)
+    {
+        return;
+    }
+    let task =
+        AbortOnDropHandle::new(tokio::spawn(work::carry_out(context.clone(), checkpoint, instruction)));
+    running.insert(uid, Running { attempt, _task: task });
+}
