@@ -244,3 +244,17 @@ async fn api_what_is_left_out_is_filled_in_as_the_reference_says() -> Result<()>
     ensure!(read == bare);
     Ok(())
 }
+
+#[tokio::test]
+async fn api_a_name_that_is_too_long_for_a_label_is_refused() -> Result<()> {
+    let Some(cluster) = Cluster::new("names").await? else { return Ok(()) };
+    let sentence = "the name is longer than 63 characters";
+    let long = "a".repeat(64);
+    let checkpoint_error = cluster.make::<Checkpoint>(&long, checkpoint()).await.err().context("accepted")?;
+    ensure!(checkpoint_error.to_string().contains(sentence), "{checkpoint_error}");
+    let pool_error = cluster.make::<WarmPool>(&long, pool_with(json!({}))).await.err().context("accepted")?;
+    ensure!(pool_error.to_string().contains(sentence), "{pool_error}");
+    cluster.make::<Checkpoint>(&long[..63], checkpoint()).await?;
+    cluster.make::<WarmPool>(&long[..63], pool_with(json!({}))).await?;
+    Ok(())
+}

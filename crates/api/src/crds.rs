@@ -31,6 +31,10 @@ fn walk(value: &mut Value) {
             {
                 values.retain(|value| !value.is_null());
             }
+            // Lines end where they do in the source.
+            if let Some(Value::String(text)) = map.get_mut("description") {
+                *text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+            }
             map.values_mut().for_each(walk);
         }
         Value::Array(list) => list.iter_mut().for_each(walk),

@@ -24,6 +24,8 @@ use crate::{Duration, LocalReference, Memory};
            claimed by taking its label woodfrog.dev/pool away: it is released to whoever did so, and replaced.",
     shortname = "wp",
     category = "woodfrog",
+    validation = Rule::new("self.metadata.name.size() <= 63")
+        .message("the name is longer than 63 characters: its pods carry it as a label, which can be no longer"),
     scale(
         spec_replicas_path = ".spec.replicas",
         status_replicas_path = ".status.replicas",

@@ -37,6 +37,7 @@ fn resource(page: &mut String, crd: &Value) {
         short.join(", "),
         text(&schema["description"]),
     );
+    refusals(page, schema);
     for part in ["spec", "status"] {
         table(page, part, &schema["properties"][part]);
     }
@@ -54,8 +55,6 @@ fn resource(page: &mut String, crd: &Value) {
 fn table(page: &mut String, path: &str, schema: &Value) {
     let Some(fields) = schema["properties"].as_object() else { return };
     let _ = write!(page, "\n### {path}\n\n");
-    let rules: Vec<_> =
-        list(&schema["x-kubernetes-validations"]).map(|rule| text(&rule["message"])).collect();
     let _ = write!(page, "| Field | Type | Default | Meaning |\n|---|---|---|---|\n");
     let required: Vec<_> = list(&schema["required"]).map(text).collect();
     for (name, field) in fields {
@@ -72,18 +71,29 @@ fn table(page: &mut String, path: &str, schema: &Value) {
             text(&field["description"]).replace('|', "\\|"),
         );
     }
-    if !rules.is_empty() {
-        let _ = write!(page, "\nRefused otherwise:\n\n");
-        for rule in rules {
-            let _ = writeln!(page, "- {rule}");
-        }
-    }
+    refusals(page, schema);
     for (name, field) in fields {
         if name == "conditions" {
             continue; // The same for every resource of Kubernetes.
         }
         table(page, &format!("{path}.{name}"), field);
         table(page, &format!("{path}.{name}[]"), &field["items"]);
+    }
+}
+
+/// What the API server says where a rule is broken, of an object itself or of those of its fields that have no table.
+fn refusals(page: &mut String, schema: &Value) {
+    let rules = |schema: &Value| -> Vec<String> {
+        list(&schema["x-kubernetes-validations"]).map(|rule| text(&rule["message"]).to_owned()).collect()
+    };
+    let mut sentences = rules(schema);
+    for (name, field) in schema["properties"].as_object().into_iter().flatten() {
+        if field["properties"].is_null() && !is_duration(field) {
+            sentences.extend(rules(field).iter().map(|sentence| format!("`{name}`: {sentence}")));
+        }
+    }
+    if !sentences.is_empty() {
+        let _ = write!(page, "\nRefused with these sentences:\n\n- {}\n", sentences.join("\n- "));
     }
 }
 

@@ -35,6 +35,8 @@ const IMAGE_RULE: &str = concat!(
            the application knew.",
     shortname = "ckpt",
     category = "woodfrog",
+    validation = Rule::new("self.metadata.name.size() <= 63")
+        .message("the name is longer than 63 characters: its pods carry it as a label, which can be no longer"),
     printcolumn(
         name = "Phase",
         type_ = "string",
