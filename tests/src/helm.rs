@@ -15,7 +15,7 @@ const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/helm");
 const PYTHON: (u32, u32) = (3, 10);
 
 /// Helm's library in a Python of its own.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Helm {
     python: PathBuf,
 }
