@@ -23,6 +23,15 @@ pub(crate) fn ensure(packages: &[&str]) -> Result<()> {
     })
 }
 
+/// Sees to a Python that can make environments, for Helm's library. Some machines have one that is not Debian's.
+pub(crate) fn ensure_python() -> Result<()> {
+    let found = Command::new("python3").args(["-c", "import ensurepip"]).output();
+    if found.is_ok_and(|output| output.status.success()) {
+        return Ok(());
+    }
+    ensure(&["python3", "python3-venv"])
+}
+
 fn installed(package: &str) -> bool {
     let status =
         Command::new("dpkg-query").args(["--show", "--showformat=${db:Status-Status}", package]).output();

@@ -27,13 +27,14 @@ pub(crate) struct TestArgs {
 pub(crate) fn test(args: &TestArgs) -> Result<ExitCode> {
     packages::ensure(packages::BUILD)?;
     packages::ensure(HOST_PACKAGES)?;
+    packages::ensure_python()?;
     init()?;
     binaries(&["node-agent", "woodfrog"], false)?;
     let before = names()?;
     let mut cargo = cargo();
     cargo.args(["test", "--workspace", "--no-fail-fast", "--"]).args(&args.arguments);
     if std::env::var("CI").is_ok_and(|ci| ci == "true") && std::env::var_os("WOODFROG_REQUIRE").is_none() {
-        cargo.env("WOODFROG_REQUIRE", "node,api");
+        cargo.env("WOODFROG_REQUIRE", "node,api,helm");
     }
     let result = run(&mut cargo);
     // A test that was killed could not take its node down.
