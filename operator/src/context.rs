@@ -1,0 +1,76 @@
+//! What every reconciler needs.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use k8s_openapi::NamespaceResourceScope;
+use kube::{Api, Client, Resource};
+
+use crate::events::Events;
+use crate::metrics::Metrics;
+use crate::stores::Stores;
+
+/// The first and the longest wait after an error.
+const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+
+/// Shared by all reconcilers of a process.
+pub struct Context {
+    /// The API server.
+    pub client: Client,
+    /// Namespace of the operator and the agents.
+    pub namespace: String,
+    /// The agents' service account there.
+    pub agent_service_account: String,
+    /// What users hear of.
+    pub events: Events,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// What has been seen of the cluster.
+    pub stores: Stores,
+    pub(crate) failures: Failures,
+}
+
+impl Context {
+    /// An API of one namespace.
+    pub fn api<K>(&self, namespace: &str) -> Api<K>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+    {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+}
+
+/// How often an object's reconciliation has failed in a row, by its UID.
+#[derive(Debug, Default)]
+pub(crate) struct Failures(Mutex<HashMap<String, u32>>);
+
+impl Failures {
+    /// How long to wait after one more failure.
+    pub(crate) fn one_more(&self, uid: &str) -> Duration {
+        let mut failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = failures.entry(uid.to_owned()).or_default();
+        *count = count.saturating_add(1);
+        BACKOFF.0.saturating_mul(1 << (*count - 1).min(16)).min(BACKOFF.1)
+    }
+
+    /// It went well.
+    pub(crate) fn forget(&self, uid: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_up_to_a_bound_and_begin_anew() {
+        let failures = Failures::default();
+        let seconds = |failures: &Failures| failures.one_more("a").as_secs();
+        assert_eq!([1, 2, 4], [0; 3].map(|_| seconds(&failures)));
+        assert_eq!((0..40).map(|_| seconds(&failures)).last(), Some(300));
+        failures.forget("a");
+        assert_eq!(seconds(&failures), 1);
+    }
+}

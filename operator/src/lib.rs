@@ -1,0 +1,28 @@
+//! The operator, as a library so that tests can drive its parts.
+//!
+//! ```text
+//!   lease ─► leader ─┬─► checkpoint: observe ─► plan (pure) ─► apply     Checkpoint ─► pod, instruction ─► images
+//!                    └─► pool:       observe ─► plan (pure) ─► apply     WarmPool ─► pods
+//!   serve: /healthz /readyz /metrics, on every replica
+//! ```
+//!
+//! It knows nothing of CRIU and talks to no node: what an agent is to do stands in the Checkpoint's status.
+
+#![forbid(unsafe_code)]
+
+pub mod args;
+pub mod checkpoint;
+mod context;
+mod events;
+mod leader;
+mod metrics;
+pub mod pool;
+mod revision;
+mod run;
+mod serve;
+pub mod stores;
+pub mod telemetry;
+pub mod template;
+
+pub use context::Context;
+pub use run::run;

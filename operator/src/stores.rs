@@ -1,0 +1,202 @@
+//! What the operator has seen of the cluster, and who has to hear of a change.
+//!
+//! ```text
+//!   Checkpoint ─────────────┬─► its own reconciler, and the pools made from it
+//!   Deployment, StatefulSet ┴─► the Checkpoints whose source it is
+//!   Pod (of ours)           ──► its Checkpoint or its pool
+//!   WarmPool                ──► its own reconciler
+//! ```
+//!
+//! A store is up to date before anybody hears of the change, and reconcilers read from stores alone: so at rest, and
+//! wherever nothing is to be changed, there are no requests but the watches themselves.
+
+use std::fmt::Debug;
+
+use futures::{StreamExt, future::try_join_all, pin_mut};
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use k8s_openapi::api::core::v1::Pod;
+use kube::runtime::reflector::store::WriterDropped;
+use kube::runtime::reflector::{self, ObjectRef, Store};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::JoinSet;
+use tracing::warn;
+use woodfrog_api::{Checkpoint, WarmPool, WorkloadKind, names};
+
+/// Everything that has been seen.
+#[derive(Clone)]
+pub struct Stores {
+    /// All Checkpoints.
+    pub checkpoints: Store<Checkpoint>,
+    /// All WarmPools.
+    pub pools: Store<WarmPool>,
+    /// All pods that Woodfrog has made.
+    pub pods: Store<Pod>,
+    /// All Deployments, without their status.
+    pub deployments: Store<Deployment>,
+    /// All StatefulSets, without their status.
+    pub stateful_sets: Store<StatefulSet>,
+}
+
+/// The objects that are to be looked at.
+pub(crate) struct Queues {
+    pub(crate) checkpoints: UnboundedReceiver<ObjectRef<Checkpoint>>,
+    pub(crate) pools: UnboundedReceiver<ObjectRef<WarmPool>>,
+}
+
+/// Begins to watch. The watches end with the returned set.
+pub(crate) fn watch(client: &Client) -> (Stores, Queues, JoinSet<()>) {
+    let (checkpoints, write_checkpoints) = reflector::store();
+    let (pools, write_pools) = reflector::store();
+    let (pods, write_pods) = reflector::store();
+    let (deployments, write_deployments) = reflector::store();
+    let (stateful_sets, write_stateful_sets) = reflector::store();
+    let stores = Stores { checkpoints, pools, pods, deployments, stateful_sets };
+    let (to_checkpoints, checkpoint_queue) = unbounded_channel();
+    let (to_pools, pool_queue) = unbounded_channel();
+    let tell = Tell { stores: stores.clone(), checkpoints: to_checkpoints, pools: to_pools };
+
+    let mut watches = JoinSet::new();
+    let all = watcher::Config::default();
+    let ours = watcher::Config::default().labels(names::REVISION_LABEL);
+    let told = tell.clone();
+    watches.spawn(run(client, all.clone(), write_checkpoints, tell.clone(), |_| {}, move |c| told.checkpoint(c)));
+    let told = tell.clone();
+    watches.spawn(run(client, all.clone(), write_pools, tell.clone(), |_| {}, move |p| told.pool(p)));
+    let told = tell.clone();
+    watches.spawn(run(client, ours, write_pods, tell.clone(), |_| {}, move |p| told.pod(p)));
+    let told = tell.clone();
+    watches.spawn(run(
+        client,
+        all.clone(),
+        write_deployments,
+        tell.clone(),
+        |deployment| deployment.status = None,
+        move |d| told.workload(WorkloadKind::Deployment, d),
+    ));
+    let told = tell.clone();
+    watches.spawn(run(
+        client,
+        all,
+        write_stateful_sets,
+        tell,
+        |stateful_set| stateful_set.status = None,
+        move |s| told.workload(WorkloadKind::StatefulSet, s),
+    ));
+    (stores, Queues { checkpoints: checkpoint_queue, pools: pool_queue }, watches)
+}
+
+fn run<K>(
+    client: &Client,
+    config: watcher::Config,
+    writer: reflector::store::Writer<K>,
+    tell: Tell,
+    strip: impl Fn(&mut K) + Send + 'static,
+    touched: impl Fn(&K) + Send + 'static,
+) -> impl Future<Output = ()> + Send + 'static
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + Debug
+        + DeserializeOwned
+        + Send
+        + Sync
+        + 'static,
+{
+    let objects: Api<K> = Api::all(client.clone());
+    async move {
+        let events = watcher(objects, config)
+            .default_backoff()
+            .modify(move |object| {
+                object.managed_fields_mut().clear();
+                strip(object);
+            })
+            .reflect(writer);
+        pin_mut!(events);
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(watcher::Event::Apply(object) | watcher::Event::Delete(object)) => touched(&object),
+                // What has gone while there was no watch is told by nobody.
+                Ok(watcher::Event::InitDone) => tell.everybody(),
+                Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => {}
+                Err(e) => warn!("cannot watch {}: {e}", K::plural(&())),
+            }
+        }
+    }
+}
+
+impl Stores {
+    /// Waits until each has been filled.
+    ///
+    /// # Errors
+    /// The watches have ended.
+    pub(crate) async fn ready(&self) -> Result<(), WriterDropped> {
+        let waits: [futures::future::BoxFuture<'_, _>; 5] = [
+            Box::pin(self.checkpoints.wait_until_ready()),
+            Box::pin(self.pools.wait_until_ready()),
+            Box::pin(self.pods.wait_until_ready()),
+            Box::pin(self.deployments.wait_until_ready()),
+            Box::pin(self.stateful_sets.wait_until_ready()),
+        ];
+        try_join_all(waits).await.map(drop)
+    }
+}
+
+/// Tells reconcilers what to look at.
+#[derive(Clone)]
+struct Tell {
+    stores: Stores,
+    checkpoints: UnboundedSender<ObjectRef<Checkpoint>>,
+    pools: UnboundedSender<ObjectRef<WarmPool>>,
+}
+
+impl Tell {
+    // A queue whose reader is gone belongs to an operator that ends.
+
+    fn checkpoint(&self, checkpoint: &Checkpoint) {
+        let _ = self.checkpoints.send(ObjectRef::from_obj(checkpoint));
+        let name = checkpoint.name_any();
+        for pool in self.stores.pools.state() {
+            if pool.namespace() == checkpoint.namespace() && pool.spec.checkpoint_ref.name == name {
+                self.pool(&pool);
+            }
+        }
+    }
+
+    fn pool(&self, pool: &WarmPool) {
+        let _ = self.pools.send(ObjectRef::from_obj(pool));
+    }
+
+    fn pod(&self, pod: &Pod) {
+        let namespace = pod.namespace().unwrap_or_default();
+        if let Some(checkpoint) = pod.labels().get(names::CHECKPOINT_LABEL) {
+            let _ = self.checkpoints.send(ObjectRef::new(checkpoint).within(&namespace));
+        }
+        for owner in pod.owner_references().iter().filter(|owner| owner.kind == WarmPool::kind(&())) {
+            let _ = self.pools.send(ObjectRef::new(&owner.name).within(&namespace));
+        }
+    }
+
+    fn workload(&self, kind: WorkloadKind, workload: &impl ResourceExt) {
+        let (namespace, name) = (workload.namespace(), workload.name_any());
+        for checkpoint in self.stores.checkpoints.state() {
+            let source = checkpoint.spec.source.workload_ref.as_ref();
+            let is_source = source.is_some_and(|source| source.kind == kind && source.name == name);
+            if is_source && checkpoint.namespace() == namespace {
+                self.checkpoint(&checkpoint);
+            }
+        }
+    }
+
+    fn everybody(&self) {
+        for checkpoint in self.stores.checkpoints.state() {
+            let _ = self.checkpoints.send(ObjectRef::from_obj(&*checkpoint));
+        }
+        for pool in self.stores.pools.state() {
+            self.pool(&pool);
+        }
+    }
+}
