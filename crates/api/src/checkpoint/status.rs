@@ -68,8 +68,8 @@ pub struct CheckpointStatus {
     pub agent: Option<AgentStatus>,
 }
 
-/// How far a Checkpoint is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+/// How far a Checkpoint is, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs, reason = "the field of this type says what its values mean")]
 pub enum Phase {
     Pending,
