@@ -43,7 +43,7 @@ const RIGHTS: &[(&str, &str, &str, &str)] = &[
     ("operator", "*", "woodfrog.dev/warmpools", "get list watch patch"),
     ("operator", "*", "woodfrog.dev/warmpools/finalizers", "update"),
     ("operator", "*", "woodfrog.dev/warmpools/status", "patch"),
-    ("operator", NAMESPACE, "coordination.k8s.io/leases", "get create update patch"),
+    ("operator", NAMESPACE, "coordination.k8s.io/leases", "get create update"),
     ("uninstall", NAMESPACE, "apps/daemonsets/woodfrog-uninstall", "get"),
 ];
 
@@ -372,5 +372,19 @@ fn the_chart_is_of_this_release() -> Result<()> {
         chart["version"] == env!("CARGO_PKG_VERSION") && chart["appVersion"] == env!("CARGO_PKG_VERSION"),
         "{chart}"
     );
+    Ok(())
+}
+
+#[test]
+fn the_installer_looks_for_binaries_where_the_image_has_them() -> Result<()> {
+    let image = fs::read_to_string(Path::new(CHART).join("../../images/node-agent/Containerfile"))?;
+    let pod = fs::read_to_string(Path::new(CHART).join("templates/agent/daemonset.yaml"))?;
+    let place = "/usr/local/lib/woodfrog";
+    ensure!(
+        image.contains(&format!("COPY --from=build /out/ {place}/")) && pod.contains(&format!("- {place}\n"))
+    );
+    for program in woodfrog_installer::PROGRAMS {
+        ensure!(image.contains(&format!("/{program}\"")), "{program} is not in the image");
+    }
     Ok(())
 }

@@ -21,15 +21,22 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("woodfrog-protocol", &[]),
     ("woodfrog-sys", &[]),
     ("woodfrog-testapi", &["api", "testnode"]),
+    ("woodfrog-testcluster", &["api", "testapi", "testkubelet", "testnode"]),
     ("woodfrog-testkubelet", &["testnode"]),
     ("woodfrog-testnode", &[]),
-    ("woodfrog-tests", &["api", "criu", "image", "protocol", "sys", "testapi", "testkubelet", "testnode"]),
+    (
+        "woodfrog-tests",
+        &[
+            "api", "criu", "image", "installer", "protocol", "sys", "testapi", "testcluster", "testkubelet",
+            "testnode",
+        ],
+    ),
     ("xtask", &["testnode"]),
 ];
 
 /// The node's own tests run pods on it.
 const ARROWS_OF_TESTS: &[(&str, &str)] =
-    &[("woodfrog-criu", "testnode"), ("woodfrog-testnode", "testkubelet")];
+    &[("operator", "testapi"), ("woodfrog-criu", "testnode"), ("woodfrog-testnode", "testkubelet")];
 
 const LICENCES: &[&str] = &[
     "0BSD",

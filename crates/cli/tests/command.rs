@@ -281,3 +281,17 @@ fn inspect_names_a_registry_that_is_not_there() {
     assert_eq!(ran.code, 1);
     assert!(ran.err.contains(&address.to_string()), "{}", ran.err);
 }
+
+#[test]
+fn a_host_without_systemd_is_told_what_to_do() {
+    let host = TempDir::new().unwrap();
+    let root = host.path().to_str().unwrap();
+    for args in [&["node", "status", "--root", root][..], &["node", "uninstall", "--root", root]] {
+        std::fs::create_dir_all(host.path().join("run")).unwrap();
+        std::fs::create_dir_all(host.path().join("opt/woodfrog")).unwrap();
+        _ = std::os::unix::fs::symlink("1", host.path().join("opt/woodfrog/current"));
+        let ran = run("/nowhere".into(), args);
+        assert_eq!(ran.code, 1, "{}", ran.err);
+        assert!(ran.err.contains("does not run systemd"), "{}", ran.err);
+    }
+}

@@ -43,15 +43,17 @@ pub struct Installed {
 /// # Errors
 /// What stands against it, or what failed; then everything is as before.
 pub fn install(host: &mut Host<'_>, options: &Install) -> Result<Installed, Error> {
-    let plan = Plan::make(host, options)?;
+    host.check_systemd()?;
     let _lock = host.lock()?;
+    let plan = Plan::make(host, options)?;
     let mut undo = Undo::default();
     let mut changed = Vec::new();
     match plan.carry_out(host, &mut undo, &mut changed) {
         Ok(()) => {
             let keep = [Some(plan.release.name.clone()), plan.previous.clone()];
             let keep: Vec<&str> = keep.iter().flatten().map(String::as_str).collect();
-            binaries::sweep(&host.root, &keep)?;
+            // What cannot be removed does no harm, and all else is done.
+            _ = binaries::sweep(&host.root, &keep);
             Ok(Installed { version: plan.release.name, changed })
         }
         Err(cause) => {
@@ -77,7 +79,6 @@ struct Plan {
 
 impl Plan {
     fn make(host: &mut Host<'_>, options: &Install) -> Result<Self, Error> {
-        host.check_systemd()?;
         let root = &host.root;
         let release = Release::open(&options.from, &options.version)?;
         let mut record = Record::read(root)?.unwrap_or_default();
@@ -107,23 +108,23 @@ impl Plan {
         if !release.is_placed(root) {
             release.check_space(root)?;
         }
-        let change = found.as_ref().map(|found| match record.kubelet.take() {
-            Some(change) if found.is_shim() => Change { runtime: runtime.clone(), ..change },
-            // Pointed at the shim by somebody else: back to the runtime is all that we can do later.
-            None if found.is_shim() => Change {
-                file: found.file.clone(),
-                original: Some(runtime.clone()),
-                runtime: runtime.clone(),
-                settled: true,
-            },
-            _ => Change {
-                file: found.file.clone(),
-                original: found.endpoint.clone(),
-                runtime: runtime.clone(),
-                settled: false,
-            },
-        });
-        record.kubelet = change;
+        // By hand from now on, or as before: what we changed earlier is still ours to undo.
+        if let Some(found) = &found {
+            let change = match record.kubelet.take() {
+                Some(change) if found.is_shim() => change,
+                // Pointed at the shim by somebody else: back to the runtime is all that we can do later.
+                None if found.is_shim() => {
+                    Change { original: Some(runtime.clone()), settled: true, ..Change::default() }
+                }
+                _ => Change { original: found.endpoint.clone(), settled: false, ..Change::default() },
+            };
+            let file = if found.is_shim() && !change.file.is_empty() {
+                change.file.clone()
+            } else {
+                found.file.clone()
+            };
+            record.kubelet = Some(Change { file, runtime: runtime.clone(), ..change });
+        }
         Ok(Self {
             previous: binaries::current(root),
             unit: unit::text(cri::socket(&runtime).unwrap_or(&runtime)),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::error::Error;
 use crate::host::Host;
 use crate::root::Saved;
-use crate::{CURRENT, KUBELET_UNIT, UNIT};
+use crate::{CURRENT, UNIT};
 
 /// What was changed so far. Each field is set right before the change that it undoes.
 #[derive(Debug, Default)]
@@ -38,7 +38,7 @@ impl Undo {
             tried(host.root.put_back(saved));
         }
         if self.kubelet_restarted {
-            tried(host.init.restart(KUBELET_UNIT).map_err(Error::from));
+            tried(host.restart_kubelet());
         }
         if self.shim == Some(false) {
             tried(host.init.stop(UNIT).map_err(Error::from));
@@ -54,7 +54,7 @@ impl Undo {
             tried(host.init.reload().map_err(Error::from));
         }
         if self.shim == Some(true) {
-            tried(host.init.restart(UNIT).map_err(Error::from));
+            tried(host.init.restart(UNIT).map_err(Error::from).and_then(|()| host.await_shim()));
         }
         if let Some(dir) = &self.placed {
             let path = host.root.path(dir);

@@ -340,6 +340,17 @@ fn a_kubelet_that_is_pointed_by_hand_keeps_its_shim_until_it_is_pointed_back() {
 }
 
 #[test]
+fn what_was_changed_before_it_was_to_be_done_by_hand_is_still_undone() {
+    let mut host = Fixture::new();
+    let before = host.snapshot();
+    host.install().unwrap();
+    let options = woodfrog_installer::Install { kubelet: Mode::ByHand, ..host.options() };
+    assert!(install(&mut host.host(), &options).unwrap().changed.is_empty());
+    host.uninstall().unwrap();
+    assert_eq!(host.snapshot(), before);
+}
+
+#[test]
 fn two_installers_do_not_work_at_once() {
     use rustix::fs::{FlockOperation, flock};
     let mut host = Fixture::new();
