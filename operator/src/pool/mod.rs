@@ -1,16 +1,119 @@
-//! WarmPools.
+//! WarmPools: as many pods as are wanted, from the newest images of a Checkpoint.
+//!
+//! ```text
+//!   observe (stores) ─► release claimed pods ─► plan (pure) ─► apply ─► status, Events
+//!                       desired (pure) ────────────┘
+//! ```
+//!
+//! A pool's pods are those that name it as their owner and carry its label. Who takes the label away has claimed the pod:
+//! it is released and replaced. The rule by which pods are made and go is in [`plan`].
+
+mod apply;
+mod desired;
+mod observe;
+mod plan;
+mod status;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
+use k8s_openapi::jiff::Timestamp;
+use kube::Resource;
 use kube::runtime::controller::Action;
-use woodfrog_api::WarmPool;
+use woodfrog_api::{Memory, Standby, WarmPool};
 
+use self::observe::Observed;
+use self::plan::Wanted;
 use crate::Context;
+
+/// Why a pool is not as it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum PoolError {
+    /// A pod was not made, by no fault of its own.
+    #[error("cannot make pod {name}: {source}")]
+    Make {
+        /// The pod.
+        name: String,
+        /// The API server's answer.
+        source: kube::Error,
+    },
+    /// A pod was not deleted.
+    #[error("cannot delete pod {name}: {source}")]
+    Delete {
+        /// The pod.
+        name: String,
+        /// The API server's answer.
+        source: kube::Error,
+    },
+    /// A pod that somebody has claimed still names the pool as its owner.
+    #[error("cannot release pod {name}: {source}")]
+    Release {
+        /// The pod.
+        name: String,
+        /// The API server's answer.
+        source: kube::Error,
+    },
+    /// The status was not written.
+    #[error("cannot write the status: {0}")]
+    Status(#[source] kube::Error),
+    /// The pods are not such that the API server takes them; the condition says so.
+    #[error("{0}")]
+    Refused(String),
+}
 
 /// Looks at a WarmPool.
 ///
 /// # Errors
-/// The API server's.
-pub async fn reconcile(_pool: Arc<WarmPool>, _context: Arc<Context>) -> Result<Action, kube::Error> {
-    Ok(Action::await_change())
+/// The API server's; and that it refuses the pods, so that this is tried again later and later.
+pub async fn reconcile(pool: Arc<WarmPool>, context: Arc<Context>) -> Result<Action, PoolError> {
+    let now = Timestamp::now();
+    let observed = Observed::of(&pool, &context.stores, now);
+    for pod in &observed.pods.claimed {
+        apply::release(&context, &pool, pod).await?;
+    }
+    if pool.metadata.deletion_timestamp.is_some() {
+        // Its pods go with it.
+        return Ok(Action::await_change());
+    }
+    if let Some(what) = unknown(&pool) {
+        report(&context, &pool, &status::unsupported(&pool, &observed, what, now)).await?;
+        return Ok(Action::await_change());
+    }
+    let plan = plan::plan(&observed.pods.members, wanted(&pool, &observed));
+    let applied = apply::apply(&context, &pool, &observed, &plan).await?;
+    report(&context, &pool, &status::status(&pool, &observed, &plan, applied.refused.as_deref(), now))
+        .await?;
+    match applied.refused {
+        Some(message) => Err(PoolError::Refused(message)),
+        None => Ok(observed.pods.again.map_or_else(Action::await_change, Action::requeue)),
+    }
+}
+
+/// What of the specification has no meaning here yet. The API server refuses it, where the CRDs are of our version.
+fn unknown(pool: &WarmPool) -> Option<&'static str> {
+    if pool.spec.standby != Standby::Awake {
+        return Some("standby: Dormant or Frozen");
+    }
+    (pool.spec.memory == Some(Memory::Shared)).then_some("memory: Shared")
+}
+
+fn wanted<'a>(pool: &WarmPool, observed: &'a Observed) -> Wanted<'a> {
+    Wanted {
+        replicas: usize::try_from(pool.spec.replicas).unwrap_or(0),
+        max_surge: usize::try_from(pool.spec.max_surge).unwrap_or(0).max(1),
+        revision: observed.desired.as_ref().ok().map(|desired| desired.revision.as_str()),
+    }
+}
+
+async fn report(
+    context: &Context,
+    pool: &WarmPool,
+    status: &woodfrog_api::WarmPoolStatus,
+) -> Result<(), PoolError> {
+    status::write(&context.client, pool, status).await.map_err(PoolError::Status)?;
+    for note in status::notes(pool, status) {
+        context.events.say(&pool.object_ref(&()), &note).await;
+    }
+    Ok(())
 }

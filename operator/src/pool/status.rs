@@ -1,0 +1,198 @@
+//! What a pool's status says, and who hears of it.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Patch, PatchParams};
+use kube::{Client, Resource, ResourceExt};
+use serde_json::json;
+use woodfrog_api::conditions::{PoolCondition, PoolReason};
+use woodfrog_api::{WarmPool, WarmPoolStatus, names};
+
+use super::desired::{Desired, Missing};
+use super::observe::Observed;
+use super::plan::{Plan, State};
+use crate::events::Note;
+
+/// A condition, before its time is known.
+struct Said {
+    type_: PoolCondition,
+    holds: bool,
+    reason: PoolReason,
+    message: String,
+}
+
+/// The status after a plan was carried out; `refused`: what the API server said against its pods.
+pub(super) fn status(
+    pool: &WarmPool,
+    observed: &Observed,
+    plan: &Plan,
+    refused: Option<&str>,
+    now: Timestamp,
+) -> WarmPoolStatus {
+    let replicas = pool.spec.replicas;
+    let counts = counts(pool, observed);
+    // In the order in which somebody should look at it.
+    let hindered = refused
+        .map(|message| (PoolReason::PodsRefused, message.to_owned()))
+        .or_else(|| observed.desired.as_ref().err().map(|missing| (missing.reason, missing.message.clone())))
+        .or_else(|| {
+            let message = observed.pods.no_node.as_ref()?;
+            Some((PoolReason::NoCompatibleNode, format!("no node can thaw the images: {message}")))
+        });
+
+    let ready = format!("{} of {replicas} pods are ready", counts.ready_replicas);
+    let enough = counts.ready_replicas >= replicas;
+    let (reason, message) = match &hindered {
+        _ if enough => (PoolReason::EnoughReady, ready),
+        Some((reason, why)) => (*reason, format!("{ready}; {why}")),
+        None => (PoolReason::TooFewReady, ready),
+    };
+    let available = Said { type_: PoolCondition::Available, holds: enough, reason, message };
+
+    let short = i64::from(counts.replicas) < i64::from(replicas);
+    let (holds, reason, message) = match hindered {
+        Some((reason @ PoolReason::PodsRefused, why)) => (false, reason, why),
+        Some((reason, why)) if observed.desired.is_err() && plan.is_settled() && short => {
+            (false, reason, why)
+        }
+        _ if plan.is_settled() => (false, PoolReason::Settled, "nothing is left to be done".to_owned()),
+        _ if plan.rolling_out => {
+            let old = counts.replicas - counts.updated_replicas;
+            (true, PoolReason::RollingOut, format!("replaces {} by new ones", pods(old)))
+        }
+        _ if plan.make > 0 => (true, PoolReason::Scaling, format!("makes {}", pods(plan.make as i32))),
+        _ => (true, PoolReason::Scaling, format!("removes {}", pods(plan.delete.len() as i32))),
+    };
+    let progressing = Said { type_: PoolCondition::Progressing, holds, reason, message };
+
+    with(pool, counts, [available, progressing, checkpoint_ready(&observed.desired)], now)
+}
+
+/// The status of a pool whose specification has `what`, of which this operator knows nothing.
+pub(super) fn unsupported(
+    pool: &WarmPool,
+    observed: &Observed,
+    what: &str,
+    now: Timestamp,
+) -> WarmPoolStatus {
+    let said = |type_| Said {
+        type_,
+        holds: false,
+        reason: PoolReason::UnsupportedSpec,
+        message: format!(
+            "this operator does not know {what}: its pods are left as they are; upgrade the operator"
+        ),
+    };
+    let conditions = [
+        said(PoolCondition::Available),
+        said(PoolCondition::Progressing),
+        checkpoint_ready(&observed.desired),
+    ];
+    with(pool, counts(pool, observed), conditions, now)
+}
+
+fn counts(pool: &WarmPool, observed: &Observed) -> WarmPoolStatus {
+    let members = &observed.pods.members;
+    let desired = observed.desired.as_ref().ok();
+    let is_new = |revision: &str| desired.is_some_and(|desired| desired.revision == revision);
+    let living = || members.iter().filter(|member| member.state != State::Ended);
+    WarmPoolStatus {
+        replicas: living().count() as i32,
+        ready_replicas: living().filter(|member| member.state == State::Ready).count() as i32,
+        updated_replicas: living().filter(|member| is_new(&member.revision)).count() as i32,
+        awake: observed.pods.running as i32,
+        dormant: 0,
+        selector: Some(format!("{}={}", names::POOL_LABEL, pool.name_any())),
+        image: desired.map(|desired| desired.images.join(",")),
+        ..WarmPoolStatus::default()
+    }
+}
+
+fn checkpoint_ready(desired: &Result<Desired, Missing>) -> Said {
+    let type_ = PoolCondition::CheckpointReady;
+    match desired {
+        Ok(desired) => {
+            let message = match desired.images.as_slice() {
+                [image] => format!("pods are made from {image}"),
+                images => format!("pods are made from {} images", images.len()),
+            };
+            Said { type_, holds: true, reason: PoolReason::CheckpointHasImages, message }
+        }
+        Err(missing) => {
+            Said { type_, holds: false, reason: missing.reason, message: missing.message.clone() }
+        }
+    }
+}
+
+fn with<const N: usize>(
+    pool: &WarmPool,
+    counts: WarmPoolStatus,
+    said: [Said; N],
+    now: Timestamp,
+) -> WarmPoolStatus {
+    let before = conditions(pool);
+    let conditions = said.map(|said| {
+        let (type_, status) = (said.type_.to_string(), if said.holds { "True" } else { "False" });
+        let same = before.iter().find(|condition| condition.type_ == type_ && condition.status == status);
+        Condition {
+            last_transition_time: same.map_or(Time(now), |condition| condition.last_transition_time.clone()),
+            message: said.message,
+            observed_generation: pool.metadata.generation,
+            reason: said.reason.to_string(),
+            status: status.to_owned(),
+            type_,
+        }
+    });
+    WarmPoolStatus { conditions: conditions.into(), observed_generation: pool.metadata.generation, ..counts }
+}
+
+/// What people should hear of a pool that comes to this status: what its conditions have not said before.
+pub(super) fn notes(pool: &WarmPool, status: &WarmPoolStatus) -> Vec<Note> {
+    const NORMAL: [PoolReason; 2] = [PoolReason::Scaling, PoolReason::RollingOut];
+    const WARNING: [PoolReason; 5] = [
+        PoolReason::PodsRefused,
+        PoolReason::NoCompatibleNode,
+        PoolReason::CheckpointNotFound,
+        PoolReason::CheckpointFailed,
+        PoolReason::UnsupportedSpec,
+    ];
+    let before = conditions(pool);
+    let mut notes: Vec<Note> = Vec::new();
+    for condition in &status.conditions {
+        let is = |reason: &PoolReason| reason.to_string() == condition.reason;
+        let known = before.iter().any(|old| old.reason == condition.reason);
+        let warning = WARNING.iter().any(is);
+        let said = notes.iter().any(|note| note.reason == condition.reason);
+        if !known && !said && (warning || NORMAL.iter().any(is)) {
+            notes.push(Note { warning, reason: condition.reason.clone(), text: condition.message.clone() });
+        }
+    }
+    notes
+}
+
+/// Writes a status, if it is not what the object has.
+pub(super) async fn write(client: &Client, pool: &WarmPool, status: &WarmPoolStatus) -> kube::Result<()> {
+    if pool.status.as_ref() == Some(status) {
+        return Ok(());
+    }
+    let pools = kube::Api::<WarmPool>::namespaced(client.clone(), &pool.namespace().unwrap_or_default());
+    let object = json!({
+        "apiVersion": WarmPool::api_version(&()),
+        "kind": WarmPool::kind(&()),
+        "status": status,
+    });
+    let params = PatchParams::apply(names::OPERATOR).force();
+    match pools.patch_status(&pool.name_any(), &params, &Patch::Apply(object)).await {
+        // It has gone meanwhile.
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        result => result.map(drop),
+    }
+}
+
+fn conditions(pool: &WarmPool) -> &[Condition] {
+    pool.status.as_ref().map_or(&[], |status| &status.conditions)
+}
+
+fn pods(count: i32) -> String {
+    format!("{count} {}", if count == 1 { "pod" } else { "pods" })
+}
