@@ -98,7 +98,8 @@ async fn lead(cli: &Cli, client: &Client, metrics: &Arc<Metrics>) -> Result<()> 
         pods = stores.pods.len(),
         "has seen the cluster"
     );
-    let checkpoints = reconcile("Checkpoint", checkpoint::reconcile, &context, stores.checkpoints, queues.checkpoints);
+    let checkpoints =
+        reconcile("Checkpoint", checkpoint::reconcile, &context, stores.checkpoints, queues.checkpoints);
     let pools = reconcile("WarmPool", pool::reconcile, &context, stores.pools, queues.pools);
     tokio::select! {
         () = checkpoints.for_each(|()| std::future::ready(())) => {}

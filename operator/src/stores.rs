@@ -63,7 +63,14 @@ pub(crate) fn watch(client: &Client) -> (Stores, Queues, JoinSet<()>) {
     let all = watcher::Config::default();
     let ours = watcher::Config::default().labels(names::REVISION_LABEL);
     let told = tell.clone();
-    watches.spawn(run(client, all.clone(), write_checkpoints, tell.clone(), |_| {}, move |c| told.checkpoint(c)));
+    watches.spawn(run(
+        client,
+        all.clone(),
+        write_checkpoints,
+        tell.clone(),
+        |_| {},
+        move |c| told.checkpoint(c),
+    ));
     let told = tell.clone();
     watches.spawn(run(client, all.clone(), write_pools, tell.clone(), |_| {}, move |p| told.pool(p)));
     let told = tell.clone();

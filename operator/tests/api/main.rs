@@ -1,0 +1,6 @@
+//! The operator's process on an API server, with stand-ins for kubelet and the node agent.
+
+#![forbid(unsafe_code)]
+
+mod checkpoints;
+mod stage;
