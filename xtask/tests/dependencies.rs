@@ -27,7 +27,15 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "woodfrog-tests",
         &[
-            "api", "criu", "image", "installer", "protocol", "sys", "testapi", "testcluster", "testkubelet",
+            "api",
+            "criu",
+            "image",
+            "installer",
+            "protocol",
+            "sys",
+            "testapi",
+            "testcluster",
+            "testkubelet",
             "testnode",
         ],
     ),
