@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use woodfrog_protocol::init::{Empty, Exiting, from_init::Kind as Say, to_init::Kind as Told};
+use woodfrog_protocol::init::{Exiting, from_init::Kind as Say, to_init::Kind as Told};
 use woodfrog_protocol::paths;
 use woodfrog_sys::pid1::reap::{self, Child};
 use woodfrog_sys::pid1::resident;
@@ -246,7 +246,7 @@ fn serve(init: &mut Machine<Container>, now: Instant) {
     while let Some(asked) = init.world.api.next(now) {
         let (generation, image) = init.generation();
         if asked.answer(&Facts { generation, image, can_checkpoint: init.can_checkpoint() }) {
-            init.world.link.send(Say::CheckpointRequested(Empty {}));
+            init.is_warm();
         }
     }
 }

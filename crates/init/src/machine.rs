@@ -105,6 +105,8 @@ struct Application {
     /// Set where the agent has not said that the application runs.
     doubted_until: Option<Instant>,
     dumping: bool,
+    /// It has said that it is warm: an agent that comes later is to know.
+    warm: bool,
 }
 
 /// The state machine.
@@ -168,6 +170,7 @@ impl<W: World> Machine<W> {
             application_pid,
             generation,
             has_api: self.world.has_api(),
+            warm: matches!(&self.phase, Phase::Running(Application { warm: true, .. })),
         };
         self.world.say(Say::Hello(hello));
     }
@@ -460,6 +463,14 @@ impl<W: World> Machine<W> {
         self.welcomed && matches!(self.phase, Phase::Running(_))
     }
 
+    /// The application says that it is warm.
+    pub(crate) fn is_warm(&mut self) {
+        if let Phase::Running(application) = &mut self.phase {
+            application.warm = true;
+            self.world.say(Say::CheckpointRequested(Empty {}));
+        }
+    }
+
     /// Generation and image of a thawed application; 0 and nothing otherwise.
     pub(crate) fn generation(&self) -> (u64, &str) {
         match &self.phase {
@@ -472,7 +483,8 @@ impl<W: World> Machine<W> {
 impl Application {
     fn new(pid: i32, thawed: bool) -> Self {
         let image = String::new();
-        Self { pid, thawed, generation: 0, image, worker: None, doubted_until: None, dumping: false }
+        let (worker, doubted_until) = (None, None);
+        Self { pid, thawed, generation: 0, image, worker, doubted_until, dumping: false, warm: false }
     }
 }
 

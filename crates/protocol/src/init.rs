@@ -176,6 +176,9 @@ pub struct Hello {
     /// Whether init already has the listener of the application's API.
     #[prost(bool, tag = "5")]
     pub has_api: bool,
+    /// Whether the application has said that it is warm.
+    #[prost(bool, tag = "6")]
+    pub warm: bool,
 }
 
 /// See [`to_init::Kind::Welcome`]. The listening descriptor of the application's API comes with it, unless

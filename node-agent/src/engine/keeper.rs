@@ -105,7 +105,7 @@ impl Keeper<'_> {
     ) -> Result<(), LinkError> {
         let (mut link, hello) = Link::accept(stream).await?;
         self.verify(&link).await?;
-        self.container.update(|life| life.init = link.pid);
+        self.container.update(|life| (life.init, life.warm) = (link.pid, hello.warm));
         let preparation = preparation.take();
         match hello.state() {
             State::Waiting if self.container.checkpoint_image => {

@@ -60,11 +60,14 @@ fn without_an_agent_the_api_stays_and_a_checkpoint_is_503() {
     std::thread::sleep(Duration::from_millis(100));
     assert!(ask(&path, "POST /checkpoint HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 503 "));
     let (mut connection, hello) = Agent::listen(sandbox.dir()).accept();
-    assert!(hello.has_api);
+    assert!(hello.has_api && !hello.warm);
     connection.welcome(Start::Cold, None);
     std::thread::sleep(Duration::from_millis(100));
     assert!(ask(&path, "POST /checkpoint HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 202 "));
     assert_eq!(connection.next(), Some(Say::CheckpointRequested(Empty {})));
+    drop(connection);
+    let (_connection, hello) = Agent::listen(sandbox.dir()).accept();
+    assert!(hello.warm, "an agent that comes later is told");
 }
 
 #[test]
