@@ -259,9 +259,9 @@ fn api_an_agent_may_do_what_it_must_and_nothing_else() -> Result<()> {
         ensure!(everywhere.list(&list).await?.items.len() == 1);
         drop(everywhere.watch(&Default::default(), "0").await?);
         let checkpoints = Api::<Checkpoint>::namespaced(client.clone(), &release.namespace);
-        checkpoints.get("mine").await?;
+        refusal(checkpoints.get("mine").await)?;
         let pods = Api::<Pod>::namespaced(client.clone(), &release.namespace);
-        ensure!(pods.get_opt("none").await?.is_none());
+        refusal(pods.get("none").await)?;
 
         let merge = PatchParams::default();
         refusal(checkpoints.patch("mine", &merge, &Patch::Merge(json!({"spec": {}}))).await)?;
