@@ -167,14 +167,7 @@ impl PodSpec {
     }
 
     fn security_context(&self) -> LinuxContainerSecurityContext {
-        let common = LinuxContainerSecurityContext {
-            namespace_options: Some(namespaces()),
-            masked_paths: ["/proc/kcore", "/proc/keys", "/proc/timer_list"].map(String::from).into(),
-            readonly_paths: ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
-                .map(String::from)
-                .into(),
-            ..Default::default()
-        };
+        let common = confinement();
         match self.security {
             Security::Restricted => LinuxContainerSecurityContext {
                 capabilities: Some(Capability {
@@ -195,7 +188,20 @@ impl PodSpec {
     }
 }
 
-fn namespaces() -> NamespaceOption {
+/// What kubelet asks of every container that is not privileged: namespaces of its pod, and most of `/proc` out of reach.
+pub fn confinement() -> LinuxContainerSecurityContext {
+    LinuxContainerSecurityContext {
+        namespace_options: Some(namespaces()),
+        masked_paths: ["/proc/kcore", "/proc/keys", "/proc/timer_list"].map(String::from).into(),
+        readonly_paths: ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
+            .map(String::from)
+            .into(),
+        ..Default::default()
+    }
+}
+
+/// The namespaces of a pod that shares none with its node.
+pub fn namespaces() -> NamespaceOption {
     NamespaceOption {
         network: NamespaceMode::Pod.into(),
         pid: NamespaceMode::Container.into(),
@@ -204,6 +210,7 @@ fn namespaces() -> NamespaceOption {
     }
 }
 
-fn profile(profile_type: ProfileType) -> SecurityProfile {
+/// A seccomp profile that needs no file.
+pub fn profile(profile_type: ProfileType) -> SecurityProfile {
     SecurityProfile { profile_type: profile_type.into(), ..Default::default() }
 }

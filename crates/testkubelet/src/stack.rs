@@ -11,6 +11,7 @@ use woodfrog_testnode::Node;
 pub struct Stack<'a> {
     node: &'a Node,
     binaries: String,
+    agent_arguments: Vec<String>,
 }
 
 /// Name of the agent's service.
@@ -25,7 +26,19 @@ impl<'a> Stack<'a> {
     /// # Errors
     /// A binary is missing, or does not come up; its log is in the error.
     pub fn start(node: &'a Node, profile: &str) -> Result<Self> {
-        let stack = Self { node, binaries: format!("/opt/woodfrog/{profile}") };
+        Self::start_with(node, profile, &[])
+    }
+
+    /// The same, with more arguments for the agent, each time that it is started.
+    ///
+    /// # Errors
+    /// As [`Stack::start`].
+    pub fn start_with(node: &'a Node, profile: &str, agent_arguments: &[&str]) -> Result<Self> {
+        let stack = Self {
+            node,
+            binaries: format!("/opt/woodfrog/{profile}"),
+            agent_arguments: agent_arguments.iter().map(|argument| (*argument).to_owned()).collect(),
+        };
         node.run("mkdir", &["-p", "/run/woodfrog"])?;
         stack.start_agent()?;
         stack.start_shim()?;
@@ -47,7 +60,10 @@ impl<'a> Stack<'a> {
     pub fn start_agent_that_crashes(&self, at: &str) -> Result<()> {
         let program = format!("{}/node-agent", self.binaries);
         let _ = std::fs::remove_file(self.node.path(AGENT_SOCKET));
-        self.node.start(AGENT, &["env", &format!("WOODFROG_CRASH_AT={at}"), &program, "run"])?;
+        let crash = format!("WOODFROG_CRASH_AT={at}");
+        let mut command = vec!["env", &crash, &program, "run"];
+        command.extend(self.agent_arguments.iter().map(String::as_str));
+        self.node.start(AGENT, &command)?;
         self.listening(AGENT, AGENT_SOCKET)
     }
 
