@@ -1,6 +1,6 @@
 //! What the stand-ins of a cluster do for a pod, and what the agent does for an instruction that nobody but the test gives.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
@@ -14,6 +14,7 @@ use woodfrog_testcluster::{Cluster, in_cluster};
 use woodfrog_testnode::App;
 
 const PATIENCE: Duration = Duration::from_secs(120);
+const SOON: Duration = Duration::from_secs(20);
 const EXAMPLE: &str = include_str!("../../docs/examples/python.yaml");
 
 /// The pod of the example's template, under Woodfrog.
@@ -67,8 +68,16 @@ fn e2e_a_pod_gets_ready_is_restarted_when_it_dies_and_goes_when_it_is_deleted() 
             cluster.api::<Pod>().delete(name, &DeleteParams::default()).await?;
             cluster.until_gone::<Pod>(name, PATIENCE).await?;
         }
-        ensure!(cluster.stack.woodfrog(&["ps", "--output", "json"])?.trim() == "[]", "containers are left");
-        Ok(())
+        // The agent hears of a container's end on its own.
+        let deadline = Instant::now() + SOON;
+        loop {
+            let left = cluster.stack.woodfrog(&["ps", "--output", "json"])?;
+            if left.trim() == "[]" {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "containers are left: {left}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     });
 }
 

@@ -29,7 +29,7 @@ pub(crate) fn test(args: &TestArgs) -> Result<ExitCode> {
     packages::ensure(HOST_PACKAGES)?;
     packages::ensure_python()?;
     init()?;
-    binaries(&["node-agent", "woodfrog"], false)?;
+    binaries(&["node-agent", "operator", "woodfrog"], false)?;
     let before = names()?;
     let mut cargo = cargo();
     cargo.args(["test", "--workspace", "--no-fail-fast", "--"]).args(&args.arguments);

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use woodfrog_api::{Checkpoint, WarmPool};
 use woodfrog_testapi::{ApiServer, User, install_crds};
+use woodfrog_testkubelet::stack::{AGENT, SHIM};
 use woodfrog_testkubelet::{Kubelet, Stack, http};
 use woodfrog_testnode::{App, Node, Options};
 
@@ -66,18 +67,23 @@ where
     let options = Options { images: images.to_vec(), ..Options::default() };
     let node = Node::up(name, &options).expect("a node").into_guard();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
-    let result = runtime.block_on(async {
-        let cluster = Cluster::start(&node, "debug").await?;
-        match test(&cluster).await {
-            Ok(()) => Ok(()),
-            Err(e) => Err(e.context(cluster.objects().await)),
-        }
+    let failure = runtime.block_on(async {
+        let cluster = match Cluster::start(&node, "debug").await {
+            Ok(cluster) => cluster,
+            Err(e) => return Some(format!("{e:?}\n{}", logs(&node))),
+        };
+        let error = test(&cluster).await.err()?;
+        // Read before anything ends: what the end is like is of no interest.
+        Some(format!("{error:?}\n{}{}", cluster.objects().await, logs(&node)))
     });
-    if let Err(e) = result {
-        let log = |service| node.logs(service).unwrap_or_default();
-        let logs = [OPERATOR, "node-agent", "cri-shim"].map(|name| format!("--- {name}\n{}", log(name)));
-        panic!("{}\n{}\n{e}", e.root_cause(), logs.join("\n"));
+    if let Some(failure) = failure {
+        panic!("{failure}");
     }
+}
+
+fn logs(node: &Node) -> String {
+    let log = |name: &str| format!("--- {name}\n{}\n", node.logs(name).unwrap_or_default());
+    [OPERATOR, AGENT, SHIM].map(log).concat()
 }
 
 impl<'a> Cluster<'a> {
