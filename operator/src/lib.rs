@@ -23,6 +23,7 @@ mod serve;
 pub mod stores;
 pub mod telemetry;
 pub mod template;
+mod unreadable;
 
 pub use context::Context;
 pub use run::run;

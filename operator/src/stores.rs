@@ -16,6 +16,7 @@ use futures::{StreamExt, future::try_join_all, pin_mut};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::core::v1::Pod;
+use kube::core::DeserializeGuard;
 use kube::runtime::reflector::store::WriterDropped;
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::{WatchStreamExt, watcher};
@@ -25,6 +26,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
 use tracing::warn;
 use woodfrog_api::{Checkpoint, WarmPool, WorkloadKind, names};
+
+use crate::unreadable;
 
 /// Everything that has been seen.
 #[derive(Clone)]
@@ -57,9 +60,11 @@ pub(crate) fn watch(client: &Client) -> (Stores, Queues, JoinSet<()>) {
     let stores = Stores { checkpoints, pools, pods, deployments, stateful_sets };
     let (to_checkpoints, checkpoint_queue) = unbounded_channel();
     let (to_pools, pool_queue) = unbounded_channel();
-    let tell = Tell { stores: stores.clone(), checkpoints: to_checkpoints, pools: to_pools };
+    let (unreadable, unreadable_queue) = unreadable::Teller::new();
+    let tell = Tell { stores: stores.clone(), checkpoints: to_checkpoints, pools: to_pools, unreadable };
 
     let mut watches = JoinSet::new();
+    watches.spawn(unreadable::explain(client.clone(), unreadable_queue));
     let all = watcher::Config::default();
     let ours = watcher::Config::default().labels(names::REVISION_LABEL);
     let told = tell.clone();
@@ -113,10 +118,12 @@ where
         + Sync
         + 'static,
 {
-    let objects: Api<K> = Api::all(client.clone());
+    let objects: Api<DeserializeGuard<K>> = Api::all(client.clone());
     async move {
+        let unreadable = tell.unreadable.clone();
         let events = watcher(objects, config)
             .default_backoff()
+            .filter_map(move |event| std::future::ready(readable(event, &unreadable)))
             .modify(move |object| {
                 object.managed_fields_mut().clear();
                 strip(object);
@@ -133,6 +140,22 @@ where
             }
         }
     }
+}
+
+/// The same event of an object that can be read; none of others, which are told.
+fn readable<K: Resource<DynamicType = ()>>(
+    event: watcher::Result<watcher::Event<DeserializeGuard<K>>>,
+    unreadable: &unreadable::Teller,
+) -> Option<watcher::Result<watcher::Event<K>>> {
+    let read = |guard: DeserializeGuard<K>| guard.0.map_err(|object| unreadable.tell::<K>(object)).ok();
+    Some(match event {
+        Ok(watcher::Event::Apply(object)) => Ok(watcher::Event::Apply(read(object)?)),
+        Ok(watcher::Event::Delete(object)) => Ok(watcher::Event::Delete(object.0.ok()?)),
+        Ok(watcher::Event::Init) => Ok(watcher::Event::Init),
+        Ok(watcher::Event::InitApply(object)) => Ok(watcher::Event::InitApply(read(object)?)),
+        Ok(watcher::Event::InitDone) => Ok(watcher::Event::InitDone),
+        Err(e) => Err(e),
+    })
 }
 
 impl Stores {
@@ -158,6 +181,7 @@ struct Tell {
     stores: Stores,
     checkpoints: UnboundedSender<ObjectRef<Checkpoint>>,
     pools: UnboundedSender<ObjectRef<WarmPool>>,
+    unreadable: unreadable::Teller,
 }
 
 impl Tell {

@@ -5,6 +5,8 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::Api;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::json;
 use tokio::time::sleep;
@@ -22,7 +24,7 @@ async fn api_a_checkpoint_becomes_ready_and_leaves_nothing_behind() {
     stage.checkpoint("web", json!({ "pushSecretRef": { "name": "registry" } })).await;
     let ready = stage.until("web", "ready", is(Phase::Ready)).await;
     let status = ready.status.clone().unwrap();
-    assert_eq!(condition(&ready, "Ready").unwrap().0, true);
+    assert!(condition(&ready, "Ready").unwrap().0);
     assert_eq!((status.containers.len(), status.instruction), (1, None));
     assert_eq!(status.containers[0].image, "r.example/web:warm");
     stage.until_none::<Pod>(names::CHECKPOINT_LABEL).await;
@@ -102,4 +104,32 @@ async fn api_operator_and_agent_killed_again_and_again_leave_nothing_half_done()
     stage.until_none::<Checkpoint>(names::NODE_LABEL).await;
     stage.until_none::<Role>("").await;
     stage.until_none::<RoleBinding>("").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn api_an_object_of_newer_definitions_is_told_so_and_the_others_are_served() {
+    let Some(stage) = Stage::set().await else { return };
+    let crds: Api<CustomResourceDefinition> = Api::all(stage.client.clone());
+    let path = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/connections/enum/-";
+    let newer: json_patch::Patch =
+        serde_json::from_value(json!([{ "op": "add", "path": path, "value": "Sometimes" }])).unwrap();
+    crds.patch("checkpoints.woodfrog.dev", &PatchParams::default(), &Patch::<()>::Json(newer)).await.unwrap();
+    loop {
+        // The API server takes a moment to use what it was given.
+        if stage.try_checkpoint("newer", json!({ "connections": "Sometimes" })).await.is_ok() {
+            break;
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+    stage.checkpoint("web", json!({})).await;
+    stage.until("web", "ready", is(Phase::Ready)).await;
+    let raw = stage.raw();
+    let reason = loop {
+        let object = raw.get("newer").await.unwrap();
+        match object.data.pointer("/status/conditions/0/reason") {
+            Some(reason) => break reason.clone(),
+            None => sleep(Duration::from_millis(50)).await,
+        }
+    };
+    assert_eq!(reason, "UnsupportedSpec");
 }

@@ -103,6 +103,15 @@ impl Stage {
 
     /// Creates a Checkpoint of a template, with more in its specification.
     pub(crate) async fn checkpoint(&self, name: &str, more: Value) {
+        self.try_checkpoint(name, more).await.unwrap();
+    }
+
+    /// Checkpoints as JSON.
+    pub(crate) fn raw(&self) -> Api<DynamicObject> {
+        Api::namespaced_with(self.client.clone(), &self.namespace, &ApiResource::erase::<Checkpoint>(&()))
+    }
+
+    pub(crate) async fn try_checkpoint(&self, name: &str, more: Value) -> kube::Result<DynamicObject> {
         let mut spec = json!({
             "source": { "template": { "spec": { "containers": [{ "name": "app", "image": "r.example/web:1" }] } } },
             "image": format!("r.example/{name}:warm"),
@@ -110,8 +119,7 @@ impl Stage {
         spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         let resource = ApiResource::erase::<Checkpoint>(&());
         let object = DynamicObject::new(name, &resource).data(json!({ "spec": spec }));
-        let api = Api::namespaced_with(self.client.clone(), &self.namespace, &resource);
-        api.create(&PostParams::default(), &object).await.unwrap();
+        self.raw().create(&PostParams::default(), &object).await
     }
 
     /// Waits until a Checkpoint is as a test wants it.
