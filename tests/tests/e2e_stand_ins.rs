@@ -120,6 +120,8 @@ fn e2e_an_agent_carries_out_the_instruction_of_its_node_and_labels_the_node() {
             "podUid": pod.uid(),
             "containers": [{ "name": "app", "image": checkpoint.spec.image }],
             "warmUp": { "http": [{ "port": 8080, "path": "/count", "count": 5 }] },
+            // A probe of the kubelet may be on its way.
+            "connections": "Close",
             "leaveRunning": true,
         });
         let label = json!({ "metadata": { "labels": { names::NODE_LABEL: cluster.node.name() } } });

@@ -141,7 +141,7 @@ impl<'a> Cluster<'a> {
         ];
         self.node.start(OPERATOR, &arguments)?;
         let deadline = Instant::now() + Duration::from_secs(20);
-        while let Err(e) = self.node.in_network(|| ask_ready())? {
+        while let Err(e) = self.node.in_network(ask_ready)? {
             if Instant::now() > deadline || self.node.service_pid(OPERATOR).is_none() {
                 let log = self.node.logs(OPERATOR).unwrap_or_default();
                 return Err(e.context(format!("the operator does not come up:\n{log}")));

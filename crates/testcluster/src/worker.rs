@@ -215,12 +215,16 @@ impl Worker {
     async fn end(&mut self, pod: &Pod) -> Result<()> {
         let grace = pod.metadata.deletion_grace_period_seconds.unwrap_or(1);
         let mut runtime = self.context.cri.runtime.clone();
-        let stops = self.containers.iter().flatten().map(|running| {
-            let request = StopContainerRequest { container_id: running.id.clone(), timeout: grace };
+        let ends = self.containers.iter().flatten().map(|running| {
+            let stop = StopContainerRequest { container_id: running.id.clone(), timeout: grace };
+            let remove = RemoveContainerRequest { container_id: running.id.clone() };
             let mut runtime = runtime.clone();
-            async move { runtime.stop_container(request).await }
+            async move {
+                runtime.stop_container(stop).await?;
+                runtime.remove_container(remove).await
+            }
         });
-        futures::future::try_join_all(stops).await?;
+        futures::future::try_join_all(ends).await?;
         if let Some(sandbox) = &self.sandbox {
             let request = StopPodSandboxRequest { pod_sandbox_id: sandbox.id.clone() };
             runtime.stop_pod_sandbox(request).await?;
