@@ -89,3 +89,30 @@ examples! {
     e2e_express_is_frozen_and_a_pool_of_it_answers_warm: "express", Node;
     e2e_rails_is_frozen_and_a_pool_of_it_answers_warm: "rails", Rails;
 }
+
+const PYTHON: &str = include_str!("../../docs/examples/python.yaml");
+
+#[test]
+fn e2e_a_checkpoint_gets_ready_though_operator_and_agent_are_killed_in_each_phase() {
+    in_cluster("e2e-kills", &[App::Cpython], async |cluster| {
+        cluster.apply(&example(PYTHON, "python", App::Cpython)).await?;
+        for phase in [Phase::Pending, Phase::WarmingUp, Phase::Freezing, Phase::Pushing] {
+            let order = [Phase::Pending, Phase::WarmingUp, Phase::Freezing, Phase::Pushing, Phase::Ready];
+            let place = |phase| order.iter().position(|known| *known == phase);
+            // A phase may be over before anybody has seen it.
+            let reached = |checkpoint: &Checkpoint| {
+                let now = checkpoint.status.as_ref().and_then(|status| status.phase).and_then(place);
+                now >= place(phase)
+            };
+            cluster.until("python", PATIENCE, reached).await?;
+            cluster.stack.kill_agent()?;
+            cluster.kill_operator()?;
+            cluster.stack.start_agent()?;
+            cluster.start_operator().await?;
+        }
+        let checkpoint = cluster.until("python", PATIENCE, phase_is(Phase::Ready)).await?;
+        let frozen = checkpoint.status.map(|status| status.containers).unwrap_or_default();
+        ensure!(frozen.len() == 1, "{frozen:?}");
+        cluster.until_no_pods(names::CHECKPOINT_LABEL, PATIENCE).await.context("the warm-up pods")
+    });
+}
