@@ -9,7 +9,8 @@ use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use woodfrog_api::{AgentPhase, Checkpoint, names};
-use woodfrog_testcluster::cluster::{OPERATOR, REGISTRY};
+use woodfrog_testcluster::cluster::REGISTRY;
+use woodfrog_testcluster::operator::OPERATOR;
 use woodfrog_testcluster::{Cluster, in_cluster};
 use woodfrog_testnode::App;
 

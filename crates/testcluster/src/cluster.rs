@@ -1,6 +1,6 @@
 //! What a test holds of a cluster.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -10,7 +10,6 @@ use k8s_openapi::api::core::v1::{Namespace, Node as NodeObject, Pod};
 use kube::api::{Api, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::config::Kubeconfig;
 use kube::{Client, Resource, ResourceExt as _};
-use rustix::process::Signal;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -21,17 +20,15 @@ use woodfrog_testkubelet::stack::{AGENT, SHIM};
 use woodfrog_testkubelet::{Kubelet, Stack, http};
 use woodfrog_testnode::{App, Node, Options};
 
+use crate::operator::OPERATOR;
 use crate::{forward, garbage, kubelet, manifest, scheduler};
 
-/// Name of the operator's service on the node.
-pub const OPERATOR: &str = "operator";
 /// Namespace of the operator's lease.
 pub const SYSTEM: &str = "woodfrog-system";
 /// The registry of every node, which holds the images of applications.
 pub const REGISTRY: &str = "127.0.0.1:5000";
 /// The kubeconfig in the node.
-const KUBECONFIG: &str = "/run/woodfrog-kubeconfig.json";
-const HEALTH: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8081);
+pub(crate) const KUBECONFIG: &str = "/run/woodfrog-kubeconfig.json";
 
 /// A cluster of one node. Everything in it ends with it, but for the node, which is its guard's.
 pub struct Cluster<'a> {
@@ -43,7 +40,7 @@ pub struct Cluster<'a> {
     pub node: &'a Node,
     /// Agent and shim on it.
     pub stack: Stack<'a>,
-    profile: String,
+    pub(crate) profile: String,
     /// Scheduler, kubelet, garbage collector, and the way to the API server.
     _tasks: JoinSet<()>,
     _server: ApiServer,
@@ -119,44 +116,6 @@ impl<'a> Cluster<'a> {
         let cluster = Self { client, namespace, node, stack, profile, _tasks: tasks, _server: server };
         cluster.start_operator().await?;
         Ok(cluster)
-    }
-
-    /// Starts the operator and waits until it says that it is ready.
-    ///
-    /// # Errors
-    /// It is not within 20 s; its log is in the error.
-    pub async fn start_operator(&self) -> Result<()> {
-        let program = format!("/opt/woodfrog/{}/operator", self.profile);
-        let health = HEALTH.to_string();
-        let arguments = [
-            program.as_str(),
-            "--kubeconfig",
-            KUBECONFIG,
-            "--metrics-addr",
-            "127.0.0.1:8080",
-            "--health-addr",
-            &health,
-            "--leader-election-namespace",
-            SYSTEM,
-        ];
-        self.node.start(OPERATOR, &arguments)?;
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while let Err(e) = self.node.in_network(ask_ready)? {
-            if Instant::now() > deadline || self.node.service_pid(OPERATOR).is_none() {
-                let log = self.node.logs(OPERATOR).unwrap_or_default();
-                return Err(e.context(format!("the operator does not come up:\n{log}")));
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        Ok(())
-    }
-
-    /// Kills the operator as a crash would, and waits for its end.
-    ///
-    /// # Errors
-    /// It lives on.
-    pub fn kill_operator(&self) -> Result<()> {
-        Ok(self.node.stop(OPERATOR, Signal::KILL)?)
     }
 
     /// `kubectl apply` of a YAML text.
@@ -334,15 +293,4 @@ fn in_node(mut config: Kubeconfig) -> Result<(Vec<u8>, SocketAddr)> {
     let server = cluster.server.as_deref().unwrap_or_default();
     let address = server.trim_start_matches("https://").parse().with_context(|| server.to_owned())?;
     Ok((serde_json::to_vec(&config)?, address))
-}
-
-fn ask_ready() -> Result<()> {
-    use std::io::{Read as _, Write as _};
-    let mut stream = std::net::TcpStream::connect_timeout(&HEALTH, Duration::from_secs(1))?;
-    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-    stream.write_all(b"GET /readyz HTTP/1.0\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    ensure!(answer.contains(" 200 "), "{answer}");
-    Ok(())
 }

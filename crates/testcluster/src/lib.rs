@@ -8,6 +8,7 @@
 //! ```
 //!
 //! - [`cluster`]: what a test holds;
+//! - [`operator`]: its process on the node;
 //! - `forward`: the API server's way into the node's network;
 //! - `scheduler`: binds pods to nodes whose labels match;
 //! - `kubelet`, `worker`: pods of the node, each lived by a task of its own; `translate`, `probe` and `status` are its parts;
@@ -24,6 +25,7 @@ mod forward;
 mod garbage;
 mod kubelet;
 mod manifest;
+pub mod operator;
 mod probe;
 mod scheduler;
 mod status;
