@@ -40,6 +40,9 @@ use super::runtime::{ImageSource, RuntimeError};
 use super::tree::{self, Tree};
 use super::{Engine, netns, preflight, restore_json, volumes};
 
+/// How long connections may take to end by themselves.
+const CONNECTION_PATIENCE: Duration = Duration::from_secs(3);
+
 /// Why a freeze failed. The applications run on.
 #[derive(Debug, thiserror::Error)]
 pub enum FreezeError {
@@ -222,7 +225,7 @@ pub async fn freeze(
         return Err(FreezeError::Request(why.into()));
     }
     let destinations = destinations(engine, containers, request)?;
-    let trees = preflight_all(containers, connections)?;
+    let trees = patient_preflight(containers, connections).await?;
     let _busy = containers.iter().map(Busy::begin).collect::<Result<Vec<_>, _>>()?;
     let work = tempfile::tempdir_in(&engine.dirs.freezes)
         .map_err(|source| FreezeError::Directory { path: engine.dirs.freezes.clone(), source })?;
@@ -265,6 +268,23 @@ pub async fn freeze(
         let _ = dump.ended().await;
     }
     Ok(Frozen { images, total_ms: began.elapsed().as_secs_f64() * 1e3 })
+}
+
+/// The preflight, once more while nothing but connections stands against the freeze: a probe of kubelet's ends by itself.
+async fn patient_preflight(
+    containers: &[Arc<Container>],
+    connections: Connections,
+) -> Result<Vec<Tree>, FreezeError> {
+    let began = Instant::now();
+    loop {
+        match preflight_all(containers, connections) {
+            Err(FreezeError::Preflight { findings, .. })
+                if began.elapsed() < CONNECTION_PATIENCE
+                    && findings.iter().all(|finding| finding.category == "connection") => {}
+            result => return result,
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// Every reason against the freeze, of every container.
