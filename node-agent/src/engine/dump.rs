@@ -24,7 +24,7 @@ use woodfrog_image::{
 };
 use woodfrog_protocol::agent::{Connections, Phase};
 
-use super::freeze::FreezeError;
+use super::error::FreezeError;
 use super::phases::Stopwatch;
 use super::runtime::Layers;
 use super::tree::Tree;

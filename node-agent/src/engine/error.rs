@@ -3,7 +3,12 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::freeze::FreezeError;
+use woodfrog_criu::{CriuError, WorkerError};
+use woodfrog_image::{BaseError, BuildError, StoreError};
+use woodfrog_protocol::agent::Finding;
+
+use super::hooks::HookError;
+use super::publish::PublishError;
 use super::runtime::RuntimeError;
 
 /// Errors of the engine.
@@ -71,4 +76,140 @@ impl EngineError {
             _ => Vec::new(),
         }
     }
+}
+
+/// Why a freeze failed. The applications run on.
+#[derive(Debug, thiserror::Error)]
+pub enum FreezeError {
+    /// It could not work.
+    #[error("{} cannot be frozen: {}", .containers.join(" and "), .findings.iter().map(|f| f.message.as_str()).collect::<Vec<_>>().join("; "))]
+    Preflight {
+        /// The containers that cannot be frozen.
+        containers: Vec<String>,
+        /// All reasons, each with its container.
+        findings: Vec<Finding>,
+    },
+    /// It is being frozen already.
+    #[error("{0} is being frozen already")]
+    Busy(String),
+    /// No target, or one container twice.
+    #[error("{0}")]
+    Request(String),
+    /// The destination.
+    #[error("image {image}: {source}")]
+    Publish {
+        /// Its reference.
+        image: String,
+        /// What is wrong.
+        source: PublishError,
+    },
+    /// A hook before the checkpoint.
+    #[error("{container}: before the checkpoint: {source}")]
+    Hook {
+        /// The container.
+        container: String,
+        /// What is wrong.
+        source: HookError,
+    },
+    /// The container's init.
+    #[error("{container}: {message}")]
+    Init {
+        /// The container.
+        container: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// The runtime.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// The base image.
+    #[error("{container}: {source}")]
+    Base {
+        /// The container.
+        container: String,
+        /// What is wrong.
+        source: BaseError,
+    },
+    /// CRIU did not start.
+    #[error("{container}: {source}")]
+    Worker {
+        /// The container.
+        container: String,
+        /// What is wrong.
+        source: WorkerError,
+    },
+    /// CRIU failed.
+    #[error("{container}: {source}")]
+    Dump {
+        /// The container.
+        container: String,
+        /// What is wrong.
+        source: CriuError,
+    },
+    /// Another container of the same freeze failed.
+    #[error("{container} runs on, since another container could not be frozen")]
+    Abandoned {
+        /// The container.
+        container: String,
+    },
+    /// A directory cannot be used.
+    #[error("cannot use {path}: {source}")]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// The kernel's word.
+        source: io::Error,
+    },
+    /// The blob store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The image.
+    #[error("{container}: {source}")]
+    Build {
+        /// The container.
+        container: String,
+        /// What is wrong.
+        source: BuildError,
+    },
+    /// A bug.
+    #[error("the agent failed inside: its log has the backtrace")]
+    Panic,
+}
+
+impl FreezeError {
+    /// One of a bounded set of words, for metrics and Events.
+    pub fn category(&self) -> &'static str {
+        match self {
+            Self::Preflight { .. } => "preflight",
+            Self::Busy(_) => "busy",
+            Self::Request(_) => "request",
+            Self::Publish { source, .. } => source.category(),
+            Self::Hook { .. } => "hook",
+            Self::Init { .. } => "init",
+            Self::Runtime(_) => "runtime",
+            Self::Base { .. } => "base_image",
+            Self::Worker { .. } => "criu",
+            Self::Dump { source, .. } => source.category(),
+            Self::Abandoned { .. } => "abandoned",
+            Self::Directory { .. } | Self::Store(_) => "storage",
+            Self::Build { .. } => "image",
+            Self::Panic => "internal",
+        }
+    }
+
+    /// More, a line each: advice of the preflight, CRIU's own lines.
+    pub fn details(&self) -> Vec<String> {
+        match self {
+            Self::Preflight { findings, .. } => {
+                findings.iter().map(|f| format!("{}: {}", f.message, f.advice)).collect()
+            }
+            Self::Dump { source, .. } => source.failure().map(|f| f.lines.clone()).unwrap_or_default(),
+            _ => causes(self),
+        }
+    }
+}
+
+/// What lies behind an error, a line each.
+fn causes(error: &dyn std::error::Error) -> Vec<String> {
+    std::iter::successors(error.source(), |e| e.source()).map(ToString::to_string).collect()
 }

@@ -15,17 +15,16 @@
 //! Where connections are kept, the tasks stay held until they are stopped: an end of theirs would be told to the peers.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use futures::future::try_join_all;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use woodfrog_criu::{CriuError, Dump, WorkerError};
+use woodfrog_criu::Dump;
 use woodfrog_image::{
-    BaseError, BaseImage, BlobOutcome, BlobStore, BuildError, CheckpointRecord, Listener, Process,
-    PushProgress, Source, Stdio, StoreError,
+    BaseImage, BlobOutcome, BlobStore, CheckpointRecord, Listener, Process, PushProgress, Source, Stdio,
 };
 use woodfrog_protocol::agent::{
     Connections, Finding, FreezeRequest, Frozen, FrozenImage, Progress, response,
@@ -33,151 +32,16 @@ use woodfrog_protocol::agent::{
 
 use super::container::{Container, Order, Phasing};
 use super::dump::{self, Dumped, Gate, Job};
-use super::hooks::{self, HookError};
+use super::error::FreezeError;
+use super::hooks;
 use super::phases::Stopwatch;
-use super::publish::{Destination, PublishError};
-use super::runtime::{ImageSource, RuntimeError};
+use super::publish::Destination;
+use super::runtime::ImageSource;
 use super::tree::{self, Tree};
 use super::{Engine, netns, preflight, restore_json, volumes};
 
 /// How long connections may take to end by themselves.
 const CONNECTION_PATIENCE: Duration = Duration::from_secs(3);
-
-/// Why a freeze failed. The applications run on.
-#[derive(Debug, thiserror::Error)]
-pub enum FreezeError {
-    /// It could not work.
-    #[error("{} cannot be frozen: {}", .containers.join(" and "), .findings.iter().map(|f| f.message.as_str()).collect::<Vec<_>>().join("; "))]
-    Preflight {
-        /// The containers that cannot be frozen.
-        containers: Vec<String>,
-        /// All reasons, each with its container.
-        findings: Vec<Finding>,
-    },
-    /// It is being frozen already.
-    #[error("{0} is being frozen already")]
-    Busy(String),
-    /// No target, or one container twice.
-    #[error("{0}")]
-    Request(String),
-    /// The destination.
-    #[error("image {image}: {source}")]
-    Publish {
-        /// Its reference.
-        image: String,
-        /// What is wrong.
-        source: PublishError,
-    },
-    /// A hook before the checkpoint.
-    #[error("{container}: before the checkpoint: {source}")]
-    Hook {
-        /// The container.
-        container: String,
-        /// What is wrong.
-        source: HookError,
-    },
-    /// The container's init.
-    #[error("{container}: {message}")]
-    Init {
-        /// The container.
-        container: String,
-        /// What is wrong.
-        message: String,
-    },
-    /// The runtime.
-    #[error(transparent)]
-    Runtime(#[from] RuntimeError),
-    /// The base image.
-    #[error("{container}: {source}")]
-    Base {
-        /// The container.
-        container: String,
-        /// What is wrong.
-        source: BaseError,
-    },
-    /// CRIU did not start.
-    #[error("{container}: {source}")]
-    Worker {
-        /// The container.
-        container: String,
-        /// What is wrong.
-        source: WorkerError,
-    },
-    /// CRIU failed.
-    #[error("{container}: {source}")]
-    Dump {
-        /// The container.
-        container: String,
-        /// What is wrong.
-        source: CriuError,
-    },
-    /// Another container of the same freeze failed.
-    #[error("{container} runs on, since another container could not be frozen")]
-    Abandoned {
-        /// The container.
-        container: String,
-    },
-    /// A directory cannot be used.
-    #[error("cannot use {path}: {source}")]
-    Directory {
-        /// The directory.
-        path: PathBuf,
-        /// The kernel's word.
-        source: io::Error,
-    },
-    /// The blob store.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The image.
-    #[error("{container}: {source}")]
-    Build {
-        /// The container.
-        container: String,
-        /// What is wrong.
-        source: BuildError,
-    },
-    /// A bug.
-    #[error("the agent failed inside: its log has the backtrace")]
-    Panic,
-}
-
-impl FreezeError {
-    /// One of a bounded set of words, for metrics and Events.
-    pub fn category(&self) -> &'static str {
-        match self {
-            Self::Preflight { .. } => "preflight",
-            Self::Busy(_) => "busy",
-            Self::Request(_) => "request",
-            Self::Publish { source, .. } => source.category(),
-            Self::Hook { .. } => "hook",
-            Self::Init { .. } => "init",
-            Self::Runtime(_) => "runtime",
-            Self::Base { .. } => "base_image",
-            Self::Worker { .. } => "criu",
-            Self::Dump { source, .. } => source.category(),
-            Self::Abandoned { .. } => "abandoned",
-            Self::Directory { .. } | Self::Store(_) => "storage",
-            Self::Build { .. } => "image",
-            Self::Panic => "internal",
-        }
-    }
-
-    /// More, a line each: advice of the preflight, CRIU's own lines.
-    pub fn details(&self) -> Vec<String> {
-        match self {
-            Self::Preflight { findings, .. } => {
-                findings.iter().map(|f| format!("{}: {}", f.message, f.advice)).collect()
-            }
-            Self::Dump { source, .. } => source.failure().map(|f| f.lines.clone()).unwrap_or_default(),
-            _ => causes(self),
-        }
-    }
-}
-
-/// What lies behind an error, a line each.
-fn causes(error: &dyn std::error::Error) -> Vec<String> {
-    std::iter::successors(error.source(), |e| e.source()).map(ToString::to_string).collect()
-}
 
 /// Everything that would make a freeze of the container fail, or its process tree.
 ///

@@ -195,7 +195,7 @@ impl Engine {
     /// Freezes containers together. Goes on to its end even if the caller goes away.
     ///
     /// # Errors
-    /// See [`freeze::FreezeError`]; the applications run on.
+    /// See [`error::FreezeError`]; the applications run on.
     pub async fn freeze(
         self: &Arc<Self>,
         request: FreezeRequest,

@@ -5,6 +5,7 @@ pub(crate) mod conditions;
 mod observe;
 pub mod plan;
 pub mod pod;
+mod words;
 
 use std::sync::Arc;
 

@@ -18,12 +18,13 @@ use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use woodfrog_api::conditions::{CheckpointCondition, CheckpointReason};
 use woodfrog_api::{
-    AgentPhase, AgentStatus, Checkpoint, CheckpointStatus, FrozenContainer, Instruction, PastImage, Phase,
-    Summary, Target, image, names,
+    AgentPhase, AgentStatus, Checkpoint, CheckpointStatus, FrozenContainer, Instruction, Phase, Target,
+    image, names,
 };
 
 use super::conditions::{Judgement, set};
 use super::pod;
+use super::words::{past_image, progress, reason, said, summary};
 use crate::events::Note;
 use crate::revision;
 use crate::template::{SourceError, Template};
@@ -571,61 +572,6 @@ fn elapsed(since: Timestamp, now: Timestamp) -> Duration {
 
 fn backoff(failures: i32) -> Duration {
     BACKOFF.0.saturating_mul(1 << (failures - 1).clamp(0, 16)).min(BACKOFF.1)
-}
-
-/// The agent's reason in the Checkpoint's words.
-fn reason(agent: &AgentStatus) -> CheckpointReason {
-    match agent.reason.as_deref().unwrap_or_default() {
-        "WarmUpRequest" => CheckpointReason::WarmUpRequestFailed,
-        "WarmUpCommand" => CheckpointReason::WarmUpCommandFailed,
-        "WarmUpTimeout" => CheckpointReason::WarmUpTimedOut,
-        "Secret" => CheckpointReason::SecretNotFound,
-        "Hook" => CheckpointReason::HookFailed,
-        "Preflight" => CheckpointReason::PreflightFailed,
-        _ if agent.phase == AgentPhase::Failed && agent.bytes_total.is_some() => CheckpointReason::PushFailed,
-        "Unreachable" | "Unauthorized" | "Denied" | "ImageReference" | "Registry" | "NotFound"
-        | "Timeout" => CheckpointReason::PushFailed,
-        _ => CheckpointReason::FreezeFailed,
-    }
-}
-
-/// The agent's words in one line.
-fn said(agent: &AgentStatus) -> String {
-    let message = agent.message.clone().unwrap_or_else(|| "the node agent does not say why".into());
-    agent.details.iter().take(4).fold(message, |all, detail| {
-        if all.contains(detail.as_str()) { all } else { format!("{all}; {detail}") }
-    })
-}
-
-fn past_image(container: &FrozenContainer) -> PastImage {
-    PastImage {
-        name: container.name.clone(),
-        image: container.image.clone(),
-        digest: container.digest.clone(),
-        compressed_bytes: container.compressed_bytes,
-        frozen_at: container.frozen_at.clone(),
-    }
-}
-
-fn summary(containers: &[FrozenContainer]) -> Summary {
-    let bytes = containers.iter().map(|c| c.compressed_bytes).sum();
-    let longest = containers.iter().map(|c| c.freeze_ms).max().unwrap_or(0);
-    Summary { size: Some(mebibytes(bytes)), freeze: Some(format!("{longest} ms")), progress: None }
-}
-
-fn progress(agent: &AgentStatus) -> Option<String> {
-    let (done, rate) = (agent.bytes_done?, agent.bytes_per_second.unwrap_or(0));
-    Some(match agent.bytes_total {
-        Some(total) if total > 0 => format!("{}% ({}/s)", done * 100 / total, mebibytes(rate)),
-        _ => format!("{} ({}/s)", mebibytes(done), mebibytes(rate)),
-    })
-}
-
-fn mebibytes(bytes: i64) -> String {
-    match bytes {
-        ..10_485_760 => format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20)),
-        _ => format!("{} MiB", bytes >> 20),
-    }
 }
 
 #[cfg(test)]
