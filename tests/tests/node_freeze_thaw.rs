@@ -97,6 +97,8 @@ fn node_a_connection_that_is_kept_goes_on_in_the_pod_s_next_container() {
 
         let freeze = ["freeze", "keep/app", "--image", &image, "--connections", "keep", "--stop"];
         world.stack.woodfrog(&freeze)?;
+        // As kubelet does: what has ended is not stopped, and containerd may stumble over a container that just ends.
+        container.exit_code(STARTUP).await?;
         let container = container.replace(&image).await?;
         world.assert_thawed(&container)?;
         echo(&mut stream, "after")?;
