@@ -44,8 +44,8 @@ pub use record::{
     VolumeKind, VolumeRecord,
 };
 pub use registry::{
-    BlobOutcome, BlobReader, BlobSource, NoProgress, PulledImage, PushProgress, Pushed, Reference, Registry,
-    RegistryError, RegistryOptions, RepositorySource, Timeouts,
+    BlobOutcome, BlobReader, BlobSource, Deletion, NoProgress, PulledImage, PushProgress, Pushed, Reference,
+    Registry, RegistryError, RegistryOptions, RepositorySource, Timeouts,
 };
 pub use store::{BlobStore, StoreError};
 pub use tree::{SkipReason, Skipped, TreeError, TreeReport};

@@ -1,10 +1,11 @@
-//! Registries: pushing a built image, and reading what is needed of one without a node.
+//! Registries: pushing a built image, reading what is needed of one without a node, and deleting one.
 //!
 //! `oci-client` speaks the distribution protocol. What it lacks is here: tokens for two repositories at once (to mount
 //! a blob of the one in the other) and from refresh tokens in [`auth`], limits on time that know progress from silence and
 //! repeated attempts in [`Registry`], and errors that say which registry, which repository and what to do in [`error`].
 
 mod auth;
+mod delete;
 mod error;
 mod pull;
 mod push;
@@ -17,6 +18,7 @@ use std::time::Duration;
 pub use oci_client::Reference;
 use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
 
+pub use delete::Deletion;
 pub use error::RegistryError;
 pub use pull::PulledImage;
 pub use push::{BlobOutcome, NoProgress, PushProgress, Pushed};

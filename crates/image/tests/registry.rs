@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use support::{Base, build, options, registry};
+use support::{Base, build, deleting_registry, options, registry};
 use woodfrog_image::*;
 
 fn reference(host: &str, name: &str) -> Reference {
@@ -171,6 +171,47 @@ async fn node_an_image_that_is_not_there_is_named() {
     let error = client.pull(&reference(&process.host, "shop/none:1")).await.unwrap_err();
     assert!(matches!(error, RegistryError::NotFound { .. }), "{error:?}");
     assert!(error.to_string().contains("shop/none"), "{error}");
+}
+
+fn as_frog(host: &str) -> Registry {
+    let login = Login::Password { user: "frog".into(), password: "geheim".into() };
+    let credentials = Credentials::default().with(host, login);
+    Registry::new(RegistryOptions { credentials, ..options(host) }).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn node_an_image_is_deleted_by_its_digest_and_again_without_harm() {
+    let Some(process) = deleting_registry() else { return };
+    let scene = scene();
+    let client = as_frog(&process.host);
+    let (old, other) =
+        (reference(&process.host, "shop/web:warm"), reference(&process.host, "shop/other:warm"));
+    let digest = scene.push(&client, &old).await.unwrap().digest;
+    scene.push(&client, &other).await.unwrap();
+    let anonymous = Registry::new(options(&process.host)).unwrap();
+    let error = anonymous.delete(&old, &digest).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Unauthorized { .. }), "{error:?}");
+    assert_eq!(client.delete(&old, &digest).await.unwrap(), Deletion::Deleted);
+    assert_eq!(client.delete(&old, &digest).await.unwrap(), Deletion::Absent);
+    assert!(matches!(client.pull(&old).await.unwrap_err(), RegistryError::NotFound { .. }));
+    // The same manifest in another repository is another image.
+    assert_eq!(client.pull(&other).await.unwrap().digest, digest);
+    let nowhere = reference(&process.host, "shop/none:1");
+    assert_eq!(client.delete(&nowhere, &digest).await.unwrap(), Deletion::Absent);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn node_a_registry_that_deletes_nothing_is_told_from_one_that_fails() {
+    let Some(process) = registry(false) else { return };
+    let scene = scene();
+    let client = Registry::new(options(&process.host)).unwrap();
+    let image = reference(&process.host, "shop/web:warm");
+    let digest = scene.push(&client, &image).await.unwrap().digest;
+    let error = client.delete(&image, &digest).await.unwrap_err();
+    assert!(matches!(error, RegistryError::DeletionUnsupported { status: 405, .. }), "{error:?}");
+    let text = error.to_string();
+    assert!(text.contains("shop/web") && text.contains("REGISTRY_STORAGE_DELETE_ENABLED=true"), "{text}");
+    assert_eq!(client.pull(&image).await.unwrap().digest, digest);
 }
 
 /// A source whose blobs end too early or go on too long.
@@ -370,6 +411,39 @@ async fn one_token_is_fetched_for_both_repositories_and_used() {
     assert!(decoded.contains("scope=repository:shop/web:pull,push"), "{decoded}");
     assert!(decoded.contains("scope=repository:library/base:pull"), "{decoded}");
     assert!(decoded.to_lowercase().contains("authorization: basic"), "{decoded}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_to_delete_asks_for_all_that_registries_call_it() {
+    let host = Arc::new(Mutex::new(String::new()));
+    let realm = Arc::clone(&host);
+    let fake = Fake::start(move |head| {
+        let path = head.split(' ').nth(1).unwrap();
+        if path == "/v2/" {
+            let realm = realm.lock().unwrap();
+            let challenge =
+                format!("WWW-Authenticate: Bearer realm=\"http://{realm}/token\",service=\"pond\"\r\n");
+            respond("401 Unauthorized", &challenge, "")
+        } else if path.starts_with("/token") {
+            respond("200 OK", "", r#"{"token": "opaque"}"#)
+        } else if head.to_lowercase().contains("authorization: bearer opaque") {
+            respond("202 Accepted", "", "")
+        } else {
+            respond("401 Unauthorized", "", "")
+        }
+    });
+    host.lock().unwrap().clone_from(&fake.host);
+    let client = Registry::new(options(&fake.host)).unwrap();
+    let digest = sha256(b"manifest");
+    let deleted = client.delete(&reference(&fake.host, "shop/web:warm"), &digest).await.unwrap();
+    assert_eq!(deleted, Deletion::Deleted);
+    let requests = fake.requests.lock().unwrap();
+    assert!(
+        requests.iter().any(|head| head.starts_with(&format!("DELETE /v2/shop/web/manifests/{digest} ")))
+    );
+    let token = requests.iter().find(|head| head.contains(" /token")).unwrap();
+    let decoded = token.replace("%3A", ":").replace("%2F", "/").replace("%2C", ",");
+    assert!(decoded.contains("scope=repository:shop/web:pull,push,delete"), "{decoded}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -16,16 +16,29 @@ use crate::credentials::Login;
 /// What we want to do.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Scope<'a> {
-    /// The repository to read, or to write.
+    /// The repository.
     pub(super) image: &'a Reference,
-    pub(super) write: bool,
+    pub(super) access: Access,
     /// A repository of the same registry, to read.
     pub(super) also_read: Option<&'a Reference>,
 }
 
+/// What we want to do with a repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    Read,
+    Write,
+    /// Some registries know this as an action of its own, others take it for writing.
+    Delete,
+}
+
 impl Scope<'_> {
     fn texts(&self) -> Vec<String> {
-        let actions = if self.write { "pull,push" } else { "pull" };
+        let actions = match self.access {
+            Access::Read => "pull",
+            Access::Write => "pull,push",
+            Access::Delete => "pull,push,delete",
+        };
         let mut scopes = vec![format!("repository:{}:{actions}", self.image.repository())];
         scopes.extend(self.also_read.map(|other| format!("repository:{}:pull", other.repository())));
         scopes
@@ -49,37 +62,48 @@ impl Registry {
     pub(super) async fn authorize(&self, scope: &Scope<'_>) -> Result<(), RegistryError> {
         let image = scope.image;
         let login = self.options.credentials.for_repository(image);
-        let registry = image.resolve_registry();
         let known = match login {
             Some(Login::Password { user, password }) => RegistryAuth::Basic(user.clone(), password.clone()),
             _ => RegistryAuth::Anonymous,
         };
-        self.client.store_auth_if_needed(registry, &known).await;
-        let token = match (self.request(image, "log in for", self.challenge(registry)).await?, login) {
-            (Some(challenge), login) => {
-                let token = self.request(image, "log in for", self.token(&challenge, scope, login)).await?;
-                RegistryTokenType::Bearer(RegistryToken::Token { token })
-            }
-            // The client keeps one login a registry; logins may differ by repository.
-            (None, Some(Login::Password { user, password })) => {
-                RegistryTokenType::Basic(user.clone(), password.clone())
-            }
-            (None, _) => return Ok(()),
-        };
-        if scope.write {
+        self.client.store_auth_if_needed(image.resolve_registry(), &known).await;
+        let Some(token) = self.log_in(scope).await? else { return Ok(()) };
+        if scope.access != Access::Read {
             self.client.tokens.insert(image, RegistryOperation::Push, token.clone()).await;
         }
         self.client.tokens.insert(image, RegistryOperation::Pull, token).await;
         Ok(())
     }
 
+    /// What a request has to show; `None`: nothing.
+    pub(super) async fn log_in(&self, scope: &Scope<'_>) -> Result<Option<RegistryTokenType>, RegistryError> {
+        let image = scope.image;
+        let login = self.options.credentials.for_repository(image);
+        match (self.request(image, "log in for", self.challenge(image)).await?, login) {
+            (Some(challenge), login) => {
+                let token = self.request(image, "log in for", self.token(&challenge, scope, login)).await?;
+                Ok(Some(RegistryTokenType::Bearer(RegistryToken::Token { token })))
+            }
+            // The client keeps one login a registry; logins may differ by repository.
+            (None, Some(Login::Password { user, password })) => {
+                Ok(Some(RegistryTokenType::Basic(user.clone(), password.clone())))
+            }
+            (None, _) => Ok(None),
+        }
+    }
+
     /// Asks what the registry wants. `None`: nothing, or a password with each request, which the client sends.
-    async fn challenge(&self, registry: &str) -> Result<Option<Challenge>, Cause> {
-        let scheme =
-            if self.options.plain_http.iter().any(|host| host == registry) { "http" } else { "https" };
-        let answer = self.http.get(format!("{scheme}://{registry}/v2/")).send().await?;
+    async fn challenge(&self, image: &Reference) -> Result<Option<Challenge>, Cause> {
+        let answer = self.http.get(self.url(image)).send().await?;
         let headers = answer.headers().get_all(WWW_AUTHENTICATE);
         Ok(headers.iter().filter_map(|value| value.to_str().ok()).find_map(bearer))
+    }
+
+    /// Where a registry's API begins.
+    pub(super) fn url(&self, image: &Reference) -> String {
+        let registry = image.resolve_registry();
+        let plain = self.options.plain_http.iter().any(|host| host == registry);
+        format!("{}://{registry}/v2/", if plain { "http" } else { "https" })
     }
 
     async fn token(

@@ -10,7 +10,7 @@ use oci_client::errors::{OciDistributionError, OciErrorCode};
 use crate::credentials::Credentials;
 use crate::store::StoreError;
 
-/// Why an image could not be pushed or pulled.
+/// Why an image could not be pushed, pulled or deleted.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     /// The client itself could not be made.
@@ -75,6 +75,19 @@ pub enum RegistryError {
         repository: String,
         /// The tag, digest or blob.
         what: String,
+    },
+    /// It deletes nothing, or not by digest.
+    #[error(
+        "the registry {registry} does not let manifests of {repository} be deleted (status {status}): allow it there \
+         (with Docker's registry, REGISTRY_STORAGE_DELETE_ENABLED=true), or delete them by its own means"
+    )]
+    DeletionUnsupported {
+        /// `HOST[:PORT]`.
+        registry: String,
+        /// The repository there.
+        repository: String,
+        /// The HTTP status.
+        status: u16,
     },
     /// Any other status.
     #[error(
@@ -294,6 +307,7 @@ impl RegistryError {
             Self::Slow { .. } => "slow",
             Self::Unauthorized { .. } => "unauthorized",
             Self::NotFound { .. } => "not-found",
+            Self::DeletionUnsupported { .. } => "deletion-unsupported",
             Self::Status { .. } => "status",
             Self::Protocol { .. } => "protocol",
             Self::MissingLayer { .. } => "missing-layer",

@@ -13,7 +13,7 @@ use oci_spec::image::{Descriptor, ImageManifest};
 use serde::Deserialize;
 
 use super::Registry;
-use super::auth::Scope;
+use super::auth::{Access, Scope};
 use super::error::{Cause, RegistryError};
 use crate::checkpoint::{CheckpointLabels, LabelError, ReadError, record_in_layer};
 use crate::labels;
@@ -65,7 +65,7 @@ impl PulledImage {
 impl Registry {
     /// Reads the manifest and the config of an image. Of an index, the image for this platform is taken.
     pub async fn pull(&self, image: &Reference) -> Result<PulledImage, RegistryError> {
-        let scope = Scope { image, write: false, also_read: None };
+        let scope = Scope { image, access: Access::Read, also_read: None };
         self.retry(&scope, || self.authorize(&scope)).await?;
         let (mut bytes, mut digest) = self.retry(&scope, || self.manifest(image)).await?;
         let unusable = |why: String| RegistryError::Image { image: image.to_string(), why };
@@ -91,7 +91,7 @@ impl Registry {
         blob: &Descriptor,
         store: &BlobStore,
     ) -> Result<File, RegistryError> {
-        let scope = Scope { image, write: false, also_read: None };
+        let scope = Scope { image, access: Access::Read, also_read: None };
         self.retry(&scope, || self.authorize(&scope)).await?;
         self.retry(&scope, || self.copy(image, blob, store)).await
     }

@@ -21,7 +21,7 @@ use oci_spec::image::Descriptor;
 use tokio::time::Instant;
 use tokio_util::io::ReaderStream;
 
-use super::auth::Scope;
+use super::auth::{Access, Scope};
 use super::error::{Cause, place};
 use super::source::{BlobReader, BlobSource};
 use super::{Registry, RegistryError};
@@ -86,7 +86,7 @@ impl Registry {
         let base = base.filter(|base| {
             base.resolve_registry() == to.resolve_registry() && base.repository() != to.repository()
         });
-        let scope = Scope { image: to, write: true, also_read: base };
+        let scope = Scope { image: to, access: Access::Write, also_read: base };
         self.retry(&scope, || self.authorize(&scope)).await?;
         let push = Push { registry: self, scope, sources, progress };
         let unique: Vec<&Descriptor> = {

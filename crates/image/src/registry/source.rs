@@ -9,7 +9,7 @@ use oci_client::manifest::OciDescriptor;
 use tokio::io::AsyncRead;
 use tokio_util::io::StreamReader;
 
-use super::auth::Scope;
+use super::auth::{Access, Scope};
 use super::{Registry, RegistryError};
 use crate::store::BlobStore;
 
@@ -65,7 +65,7 @@ impl Registry {
         image: &Reference,
         digest: &str,
     ) -> Result<Option<BlobReader>, RegistryError> {
-        let scope = Scope { image, write: false, also_read: None };
+        let scope = Scope { image, access: Access::Read, also_read: None };
         self.authorize(&scope).await?;
         let descriptor = OciDescriptor { digest: digest.to_owned(), ..OciDescriptor::default() };
         let stream = self.client.pull_blob_stream(image, &descriptor);

@@ -129,6 +129,15 @@ fn program() -> Option<PathBuf> {
 
 /// Starts a registry. `None`, said on standard error, where the program is missing and not required.
 pub fn registry(auth: bool) -> Option<RegistryProcess> {
+    start(auth, false)
+}
+
+/// One that lets manifests be deleted, by who knows the password.
+pub fn deleting_registry() -> Option<RegistryProcess> {
+    start(true, true)
+}
+
+fn start(auth: bool, deletes: bool) -> Option<RegistryProcess> {
     let Some(program) = program() else {
         let required = std::env::var("WOODFROG_REQUIRE").unwrap_or_default();
         assert!(!required.contains("node"), "docker-registry is required and missing");
@@ -140,7 +149,7 @@ pub fn registry(auth: bool) -> Option<RegistryProcess> {
     let host = format!("127.0.0.1:{port}");
     let directory = storage.path().display();
     let mut config = format!(
-        "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {directory}/data}}}}\n\
+        "version: 0.1\nlog: {{level: error}}\nstorage: {{delete: {{enabled: {deletes}}}, filesystem: {{rootdirectory: {directory}/data}}}}\n\
          http: {{addr: '{host}'}}\n"
     );
     if auth {
