@@ -29,6 +29,7 @@ pub struct Context {
     /// What has been seen of the cluster.
     pub stores: Stores,
     pub(crate) failures: Failures,
+    pub(crate) written: Written,
 }
 
 impl Context {
@@ -60,9 +61,55 @@ impl Failures {
     }
 }
 
+/// What we have written and the stores do not show yet, by UIDs. An object that is older than our own last word about it must not
+/// be judged: its pod may be gone because all went well.
+#[derive(Debug, Default)]
+pub(crate) struct Written(Mutex<HashMap<String, u64>>);
+
+impl Written {
+    /// The object is what the API server made of our request.
+    pub(crate) fn note(&self, object: &impl Resource) {
+        let Some((uid, version)) = version(object) else { return };
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(uid, version);
+    }
+
+    /// Whether we have written the object anew since it was like this.
+    pub(crate) fn outdates(&self, object: &impl Resource) -> bool {
+        let Some((uid, version)) = version(object) else { return false };
+        let mut written = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if written.get(&uid).is_some_and(|ours| *ours > version) {
+            return true;
+        }
+        written.remove(&uid);
+        false
+    }
+}
+
+/// UID and version of an object. Versions of one resource are numbers that grow ("Resource Versions" in Kubernetes' API concepts).
+fn version(object: &impl Resource) -> Option<(String, u64)> {
+    let metadata = object.meta();
+    Some((metadata.uid.clone()?, metadata.resource_version.as_ref()?.parse().ok()?))
+}
+
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::core::v1::Pod;
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn an_object_is_outdated_until_it_is_what_we_have_written_or_newer() {
+        let at = |version: &str| -> Pod {
+            serde_json::from_value(json!({ "metadata": { "uid": "a", "resourceVersion": version } })).unwrap()
+        };
+        let written = Written::default();
+        assert!(!written.outdates(&at("99")));
+        written.note(&at("100"));
+        assert!(written.outdates(&at("99")));
+        assert!(!written.outdates(&at("101")));
+        assert!(!written.outdates(&at("x")));
+    }
 
     #[test]
     fn waits_double_up_to_a_bound_and_begin_anew() {

@@ -84,10 +84,12 @@ impl Leader {
     /// Renews the lease for as long as that works; returns when it is lost.
     pub(crate) async fn keep(&self) -> Result<()> {
         let mut renewed = Instant::now();
+        // As it was after the last renewal, so that a renewal is one request.
+        let mut lease = None;
         loop {
             sleep(RENEW).await;
             let left = (TERM - GRACE).saturating_sub(renewed.elapsed());
-            match timeout(left, self.renew()).await {
+            match timeout(left, self.renew(&mut lease)).await {
                 Ok(Ok(true)) => renewed = Instant::now(),
                 Ok(Ok(false)) => bail!("another operator has taken the lease"),
                 Ok(Err(e)) => warn!("cannot renew the lease: {e}"),
@@ -99,15 +101,29 @@ impl Leader {
         }
     }
 
-    async fn renew(&self) -> kube::Result<bool> {
+    /// `known`: the lease, if it is known; nothing afterwards, if it was changed by others or a renewal failed.
+    async fn renew(&self, known: &mut Option<Lease>) -> kube::Result<bool> {
+        if let Some(lease) = known.take() {
+            match self.renewed(lease).await {
+                Err(kube::Error::Api(status)) if status.code == 409 => {}
+                result => {
+                    *known = Some(result?);
+                    return Ok(true);
+                }
+            }
+        }
         let lease = self.leases.get(names::LEASE).await?;
-        let spec = lease.spec.clone().unwrap_or_default();
-        if spec.holder_identity.as_deref() != Some(&self.identity) {
+        let holder = lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref());
+        if holder != Some(&self.identity) {
             return Ok(false);
         }
-        let renewed = LeaseSpec { renew_time: Some(MicroTime(Timestamp::now())), ..spec };
-        let lease = Lease { spec: Some(renewed), ..lease };
-        self.leases.replace(names::LEASE, &PostParams::default(), &lease).await.map(|_| true)
+        *known = Some(self.renewed(lease).await?);
+        Ok(true)
+    }
+
+    async fn renewed(&self, mut lease: Lease) -> kube::Result<Lease> {
+        lease.spec.get_or_insert_default().renew_time = Some(MicroTime(Timestamp::now()));
+        self.leases.replace(names::LEASE, &PostParams::default(), &lease).await
     }
 
     /// Gives the lease up, so that another replica need not wait for its end.

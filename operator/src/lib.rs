@@ -14,6 +14,7 @@ pub mod args;
 pub mod checkpoint;
 mod context;
 mod events;
+mod index;
 mod leader;
 mod metrics;
 pub mod pool;

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::args::Cli;
-use crate::context::{Context, Failures};
+use crate::context::{Context, Failures, Written};
 use crate::events::Events;
 use crate::leader::Leader;
 use crate::metrics::Metrics;
@@ -90,6 +90,7 @@ async fn lead(cli: &Cli, client: &Client, metrics: &Arc<Metrics>) -> Result<()> 
         metrics: metrics.clone(),
         stores: stores.clone(),
         failures: Failures::default(),
+        written: Written::default(),
     });
     stores.ready().await?;
     info!(

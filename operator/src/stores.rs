@@ -11,11 +11,12 @@
 //! wherever nothing is to be changed, there are no requests but the watches themselves.
 
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use futures::{StreamExt, future::try_join_all, pin_mut};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, PodSpec, PodStatus};
 use kube::core::DeserializeGuard;
 use kube::runtime::reflector::store::WriterDropped;
 use kube::runtime::reflector::{self, ObjectRef, Store};
@@ -27,7 +28,11 @@ use tokio::task::JoinSet;
 use tracing::warn;
 use woodfrog_api::{Checkpoint, WarmPool, WorkloadKind, names};
 
+use crate::index::{Index, Key};
 use crate::unreadable;
+
+/// What `kubectl apply` without `--server-side` leaves: the object once more.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
 /// Everything that has been seen.
 #[derive(Clone)]
@@ -36,12 +41,15 @@ pub struct Stores {
     pub checkpoints: Store<Checkpoint>,
     /// All WarmPools.
     pub pools: Store<WarmPool>,
-    /// All pods that Woodfrog has made.
+    /// All pods that Woodfrog has made; of each what [`slim`] leaves.
     pub pods: Store<Pod>,
     /// All Deployments, without their status.
     pub deployments: Store<Deployment>,
     /// All StatefulSets, without their status.
     pub stateful_sets: Store<StatefulSet>,
+    checkpoint_index: Index<Checkpoint>,
+    pool_index: Index<WarmPool>,
+    pod_index: Index<Pod>,
 }
 
 /// The objects that are to be looked at.
@@ -57,7 +65,16 @@ pub(crate) fn watch(client: &Client) -> (Stores, Queues, JoinSet<()>) {
     let (pods, write_pods) = reflector::store();
     let (deployments, write_deployments) = reflector::store();
     let (stateful_sets, write_stateful_sets) = reflector::store();
-    let stores = Stores { checkpoints, pools, pods, deployments, stateful_sets };
+    let stores = Stores {
+        checkpoints,
+        pools,
+        pods,
+        deployments,
+        stateful_sets,
+        checkpoint_index: Index::new(keys_of_checkpoint),
+        pool_index: Index::new(key_of_pool),
+        pod_index: Index::new(keys_of_pod),
+    };
     let (to_checkpoints, checkpoint_queue) = unbounded_channel();
     let (to_pools, pool_queue) = unbounded_channel();
     let (unreadable, unreadable_queue) = unreadable::Teller::new();
@@ -71,20 +88,29 @@ pub(crate) fn watch(client: &Client) -> (Stores, Queues, JoinSet<()>) {
     watches.spawn(run(
         client,
         all.clone(),
-        write_checkpoints,
+        (write_checkpoints, stores.checkpoint_index.clone()),
         tell.clone(),
         |_| {},
         move |c| told.checkpoint(c),
     ));
     let told = tell.clone();
-    watches.spawn(run(client, all.clone(), write_pools, tell.clone(), |_| {}, move |p| told.pool(p)));
+    watches.spawn(run(
+        client,
+        all.clone(),
+        (write_pools, stores.pool_index.clone()),
+        tell.clone(),
+        |_| {},
+        move |p| told.pool(p),
+    ));
     let told = tell.clone();
-    watches.spawn(run(client, ours, write_pods, tell.clone(), |_| {}, move |p| told.pod(p)));
+    watches.spawn(run(client, ours, (write_pods, stores.pod_index.clone()), tell.clone(), slim, move |p| {
+        told.pod(p)
+    }));
     let told = tell.clone();
     watches.spawn(run(
         client,
         all.clone(),
-        write_deployments,
+        (write_deployments, Index::new(|_| Vec::new())),
         tell.clone(),
         |deployment| deployment.status = None,
         move |d| told.workload(WorkloadKind::Deployment, d),
@@ -93,7 +119,7 @@ pub(crate) fn watch(client: &Client) -> (Stores, Queues, JoinSet<()>) {
     watches.spawn(run(
         client,
         all,
-        write_stateful_sets,
+        (write_stateful_sets, Index::new(|_| Vec::new())),
         tell,
         |stateful_set| stateful_set.status = None,
         move |s| told.workload(WorkloadKind::StatefulSet, s),
@@ -104,7 +130,7 @@ pub(crate) fn watch(client: &Client) -> (Stores, Queues, JoinSet<()>) {
 fn run<K>(
     client: &Client,
     config: watcher::Config,
-    writer: reflector::store::Writer<K>,
+    (writer, index): (reflector::store::Writer<K>, Index<K>),
     tell: Tell,
     strip: impl Fn(&mut K) + Send + 'static,
     touched: impl Fn(&K) + Send + 'static,
@@ -121,20 +147,32 @@ where
     let objects: Api<DeserializeGuard<K>> = Api::all(client.clone());
     async move {
         let unreadable = tell.unreadable.clone();
+        let store = writer.as_reader();
         let events = watcher(objects, config)
             .default_backoff()
             .filter_map(move |event| std::future::ready(readable(event, &unreadable)))
             .modify(move |object| {
                 object.managed_fields_mut().clear();
+                object.annotations_mut().remove(LAST_APPLIED);
                 strip(object);
             })
             .reflect(writer);
         pin_mut!(events);
         while let Some(event) = events.next().await {
             match event {
-                Ok(watcher::Event::Apply(object) | watcher::Event::Delete(object)) => touched(&object),
+                Ok(watcher::Event::Apply(object)) => {
+                    store.get(&ObjectRef::from_obj(&object)).into_iter().for_each(|object| index.put(object));
+                    touched(&object);
+                }
+                Ok(watcher::Event::Delete(object)) => {
+                    index.remove(&object);
+                    touched(&object);
+                }
                 // What has gone while there was no watch is told by nobody.
-                Ok(watcher::Event::InitDone) => tell.everybody(),
+                Ok(watcher::Event::InitDone) => {
+                    index.replace(store.state());
+                    tell.everybody();
+                }
                 Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => {}
                 Err(e) => warn!("cannot watch {}: {e}", K::plural(&())),
             }
@@ -173,6 +211,81 @@ impl Stores {
         ];
         try_join_all(waits).await.map(drop)
     }
+
+    /// The pods that have this owner.
+    pub(crate) fn pods_of(&self, owner: &str) -> Vec<Arc<Pod>> {
+        self.pod_index.get(&Key::Owner(owner.to_owned()))
+    }
+
+    /// The Checkpoints of all namespaces that push this image.
+    pub(crate) fn checkpoints_of_image(&self, image: &str) -> Vec<Arc<Checkpoint>> {
+        self.checkpoint_index.get(&Key::Image(image.to_owned()))
+    }
+
+    fn checkpoints_of_workload(
+        &self,
+        kind: WorkloadKind,
+        workload: &impl ResourceExt,
+    ) -> Vec<Arc<Checkpoint>> {
+        let namespace = workload.namespace().unwrap_or_default();
+        self.checkpoint_index.get(&Key::Workload(kind, namespace, workload.name_any()))
+    }
+
+    fn pools_of(&self, checkpoint: &Checkpoint) -> Vec<Arc<WarmPool>> {
+        let namespace = checkpoint.namespace().unwrap_or_default();
+        self.pool_index.get(&Key::Checkpoint(namespace, checkpoint.name_any()))
+    }
+}
+
+fn keys_of_checkpoint(checkpoint: &Checkpoint) -> Vec<Key> {
+    let spec = &checkpoint.spec;
+    let image = spec.image.clone().map(Key::Image);
+    let namespace = checkpoint.namespace().unwrap_or_default();
+    let workload = spec.source.workload_ref.as_ref();
+    let workload = workload.map(|source| Key::Workload(source.kind, namespace, source.name.clone()));
+    image.into_iter().chain(workload).collect()
+}
+
+fn key_of_pool(pool: &WarmPool) -> Vec<Key> {
+    let namespace = pool.namespace().unwrap_or_default();
+    vec![Key::Checkpoint(namespace, pool.spec.checkpoint_ref.name.clone())]
+}
+
+fn keys_of_pod(pod: &Pod) -> Vec<Key> {
+    pod.owner_references().iter().map(|owner| Key::Owner(owner.uid.clone())).collect()
+}
+
+/// Takes away what nobody here looks at, which is most of a pod: there are very many.
+fn slim(pod: &mut Pod) {
+    let container =
+        |whole: Container| Container { name: whole.name, image: whole.image, ..Container::default() };
+    pod.annotations_mut().retain(|key, _| key.starts_with(names::PREFIX));
+    pod.labels_mut().retain(|key, _| key.starts_with(names::PREFIX));
+    if let Some(whole) = pod.spec.take() {
+        pod.spec = Some(PodSpec {
+            node_name: whole.node_name,
+            containers: whole.containers.into_iter().map(container).collect(),
+            init_containers: whole.init_containers.map(|all| all.into_iter().map(container).collect()),
+            ..PodSpec::default()
+        });
+    }
+    if let Some(whole) = pod.status.take() {
+        let conditions = whole.conditions.into_iter().flatten();
+        let conditions = conditions.filter(|c| ["Ready", "PodScheduled"].contains(&c.type_.as_str()));
+        let container = |whole: ContainerStatus| ContainerStatus {
+            name: whole.name,
+            state: whole.state,
+            ..ContainerStatus::default()
+        };
+        pod.status = Some(PodStatus {
+            phase: whole.phase,
+            reason: whole.reason,
+            message: whole.message,
+            conditions: Some(conditions.collect()),
+            container_statuses: whole.container_statuses.map(|all| all.into_iter().map(container).collect()),
+            ..PodStatus::default()
+        });
+    }
 }
 
 /// Tells reconcilers what to look at.
@@ -189,11 +302,8 @@ impl Tell {
 
     fn checkpoint(&self, checkpoint: &Checkpoint) {
         let _ = self.checkpoints.send(ObjectRef::from_obj(checkpoint));
-        let name = checkpoint.name_any();
-        for pool in self.stores.pools.state() {
-            if pool.namespace() == checkpoint.namespace() && pool.spec.checkpoint_ref.name == name {
-                self.pool(&pool);
-            }
+        for pool in self.stores.pools_of(checkpoint) {
+            self.pool(&pool);
         }
     }
 
@@ -212,13 +322,8 @@ impl Tell {
     }
 
     fn workload(&self, kind: WorkloadKind, workload: &impl ResourceExt) {
-        let (namespace, name) = (workload.namespace(), workload.name_any());
-        for checkpoint in self.stores.checkpoints.state() {
-            let source = checkpoint.spec.source.workload_ref.as_ref();
-            let is_source = source.is_some_and(|source| source.kind == kind && source.name == name);
-            if is_source && checkpoint.namespace() == namespace {
-                self.checkpoint(&checkpoint);
-            }
+        for checkpoint in self.stores.checkpoints_of_workload(kind, workload) {
+            self.checkpoint(&checkpoint);
         }
     }
 

@@ -90,7 +90,7 @@ pub struct WorkloadRef {
 }
 
 /// Kinds of workloads whose template can be taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs, reason = "Kubernetes' own names")]
 pub enum WorkloadKind {
     Deployment,

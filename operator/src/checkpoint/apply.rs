@@ -66,7 +66,7 @@ pub(super) async fn status(
     checkpoints
         .patch_status(&checkpoint.name_any(), &manager(), &Patch::Apply(&patch))
         .await
-        .map(drop)
+        .map(|written| context.written.note(&written))
         .or_else(unless_gone)
         .map_err(failed("write the status"))
 }
@@ -90,11 +90,8 @@ pub(super) async fn clean_up(context: &Context, checkpoint: &Checkpoint) -> Resu
         return Ok(());
     }
     let (name, uid) = (checkpoint.name_any(), checkpoint.uid());
-    let pods = context.stores.pods.state();
-    let ours = pods.iter().filter(|pod| pod.namespace() == checkpoint.namespace()).filter(|pod| {
-        pod.labels().get(names::CHECKPOINT_LABEL) == Some(&name)
-            && pod.owner_references().iter().any(|owner| Some(&owner.uid) == uid.as_ref())
-    });
+    let pods = context.stores.pods_of(uid.as_deref().unwrap_or_default());
+    let ours = pods.iter().filter(|pod| pod.labels().get(names::CHECKPOINT_LABEL) == Some(&name));
     let ours: Vec<Pod> = ours.map(|pod| Pod::clone(pod)).collect();
     remove(context, &ours).await?;
     revoke(context, checkpoint).await?;
@@ -134,7 +131,7 @@ async fn mark(context: &Context, checkpoint: &Checkpoint, node: Option<&str>) ->
     checkpoints
         .patch(&checkpoint.name_any(), &manager(), &Patch::Apply(&patch))
         .await
-        .map(drop)
+        .map(|written| context.written.note(&written))
         .or_else(unless_gone)
         .map_err(failed("mark the Checkpoint"))
 }

@@ -8,6 +8,7 @@ pub mod pod;
 mod words;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use kube::ResourceExt;
 use kube::runtime::controller::Action;
@@ -16,6 +17,9 @@ use woodfrog_api::Checkpoint;
 use crate::Context;
 use crate::template::Template;
 use plan::Attempt;
+
+/// How long to wait at most for a store that does not show yet what we have written.
+const BEHIND: Duration = Duration::from_secs(5);
 
 /// Why a Checkpoint could not be reconciled.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +46,9 @@ pub async fn reconcile(
     checkpoint: Arc<Checkpoint>,
     context: Arc<Context>,
 ) -> Result<Action, CheckpointError> {
+    if context.written.outdates(&*checkpoint) {
+        return Ok(Action::requeue(BEHIND));
+    }
     if checkpoint.metadata.deletion_timestamp.is_some() {
         apply::clean_up(&context, &checkpoint).await?;
         return Ok(Action::await_change());

@@ -23,15 +23,12 @@ pub(super) async fn observe(
 ) -> Result<Seen, CheckpointError> {
     let namespace = checkpoint.namespace().unwrap_or_default();
     let due = pod::name(checkpoint, attempt.number);
-    let (name, uid) = (checkpoint.name_any(), checkpoint.uid());
+    let name = checkpoint.name_any();
     let mut leftovers: Vec<Pod> = context
         .stores
-        .pods
-        .state()
+        .pods_of(checkpoint.uid().as_deref().unwrap_or_default())
         .iter()
-        .filter(|pod| pod.namespace().as_deref() == Some(&namespace))
         .filter(|pod| pod.labels().get(names::CHECKPOINT_LABEL) == Some(&name))
-        .filter(|pod| pod.owner_references().iter().any(|owner| Some(&owner.uid) == uid.as_ref()))
         .filter(|pod| pod.name_any() != due && pod.metadata.deletion_timestamp.is_none())
         .map(|pod| Pod::clone(pod))
         .collect();
@@ -64,13 +61,10 @@ fn rival(context: &Context, checkpoint: &Checkpoint) -> Option<String> {
     let age = |checkpoint: &Checkpoint| {
         (checkpoint.metadata.creation_timestamp.as_ref().map(|time| time.0), checkpoint.uid())
     };
-    let same = |other: &&std::sync::Arc<Checkpoint>| {
-        other.spec.image.is_some()
-            && other.spec.image == checkpoint.spec.image
-            && other.metadata.deletion_timestamp.is_none()
-            && age(other) < age(checkpoint)
+    let older = |other: &&std::sync::Arc<Checkpoint>| {
+        other.metadata.deletion_timestamp.is_none() && age(other) < age(checkpoint)
     };
-    let all = context.stores.checkpoints.state();
-    let oldest = all.iter().filter(same).min_by_key(|other| age(other))?;
+    let same = context.stores.checkpoints_of_image(checkpoint.spec.image.as_deref()?);
+    let oldest = same.iter().filter(older).min_by_key(|other| age(other))?;
     Some(format!("{}/{}", oldest.namespace().unwrap_or_default(), oldest.name_any()))
 }

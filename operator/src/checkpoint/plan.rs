@@ -18,8 +18,8 @@ use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use woodfrog_api::conditions::{CheckpointCondition, CheckpointReason};
 use woodfrog_api::{
-    AgentPhase, AgentStatus, Checkpoint, CheckpointStatus, FrozenContainer, Instruction, Phase, Target,
-    image, names,
+    AgentPhase, AgentStatus, Checkpoint, CheckpointStatus, FrozenContainer, Instruction, Phase, Summary,
+    Target, image, names,
 };
 
 use super::conditions::{Judgement, set};
@@ -390,8 +390,13 @@ impl<'a> Planner<'a> {
         }
         let message = agent.message.as_deref().map_or(what.to_owned(), |more| format!("{what}: {more}"));
         self.judge(CheckpointCondition::Ready, false, CheckpointReason::InProgress, &message);
-        let progress = progress(agent);
-        self.plan.status.summary.get_or_insert_default().progress = progress;
+        self.show(progress(agent));
+    }
+
+    /// How far the phase is, for people. An empty object must not be applied: the API server makes null of it, and refuses that.
+    fn show(&mut self, progress: Option<String>) {
+        let summary = Summary { progress, ..self.plan.status.summary.take().unwrap_or_default() };
+        self.plan.status.summary = Some(summary).filter(|summary| *summary != Summary::default());
     }
 
     fn silent(&mut self) {
@@ -483,9 +488,7 @@ impl<'a> Planner<'a> {
             self.judge(condition, false, reason, &message);
         }
         self.remove_pod();
-        if let Some(summary) = &mut self.plan.status.summary {
-            summary.progress = None;
-        }
+        self.show(None);
         if hopeless || failures > spec.retries {
             self.phase(Phase::Failed);
             let reason = if hopeless { reason } else { CheckpointReason::RetriesExhausted };

@@ -42,13 +42,16 @@ pub(super) async fn apply(
     observed: &Observed,
     plan: &Plan,
 ) -> Result<Applied, PoolError> {
-    let pods: Api<Pod> = context.api(&pool.namespace().unwrap_or_default());
+    let namespace = pool.namespace().unwrap_or_default();
+    let pods: Api<Pod> = context.api(&namespace);
     let mut applied = Applied::default();
     let mut made = Vec::new();
     if let (Ok(desired), 1..) = (&observed.desired, plan.make) {
-        let mut free = (0..).map(|number| desired.pod(pool, number));
+        let is_free =
+            |name: &String| context.stores.pods.get(&ObjectRef::new(name).within(&namespace)).is_none();
+        let mut free = (0..).map(|number| desired.name(pool, number)).filter(is_free);
         while made.len() < plan.make {
-            let Some(pod) = free.find(|pod| !observed.pods.taken.contains(&pod.name_any())) else { break };
+            let Some(pod) = free.next().map(|name| desired.pod(name)) else { break };
             match make(&pods, pool, &pod, desired).await? {
                 Made::New | Made::Before => made.push(pod.name_any()),
                 Made::NameTaken => {}

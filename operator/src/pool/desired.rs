@@ -103,10 +103,15 @@ impl Desired {
         Ok(Self { revision, images, pod: Pod { metadata, spec: Some(spec), status: None } })
     }
 
-    /// The pod with this number.
-    pub(super) fn pod(&self, pool: &WarmPool, number: usize) -> Pod {
+    /// Name of the pod with this number.
+    pub(super) fn name(&self, pool: &WarmPool, number: usize) -> String {
+        format!("{}-{}-{number}", pool.name_any(), self.revision)
+    }
+
+    /// The pod of this name.
+    pub(super) fn pod(&self, name: String) -> Pod {
         let mut pod = self.pod.clone();
-        pod.metadata.name = Some(format!("{}-{}-{number}", pool.name_any(), self.revision));
+        pod.metadata.name = Some(name);
         pod
     }
 }

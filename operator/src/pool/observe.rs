@@ -1,6 +1,5 @@
 //! A pool as the stores show it; no requests.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,8 +32,6 @@ pub(super) struct Pods {
     pub(super) members: Vec<Member>,
     /// Pods that were its own, until somebody took them by their label.
     pub(super) claimed: Vec<Arc<Pod>>,
-    /// Names that pods of this namespace have.
-    pub(super) taken: BTreeSet<String>,
     /// How many run.
     pub(super) running: usize,
     /// Why the scheduler finds no node for one of them, where the cause is what nodes are.
@@ -50,17 +47,16 @@ impl Observed {
             ObjectRef::new(&pool.spec.checkpoint_ref.name).within(namespace.as_deref().unwrap_or_default());
         let checkpoint = stores.checkpoints.get(&reference);
         let template = checkpoint.as_ref().map_or(Ok(None), |checkpoint| Template::of(checkpoint, stores));
-        let pods = stores.pods.state().into_iter().filter(|pod| pod.metadata.namespace == namespace);
+        let pods = pool.metadata.uid.as_deref().map(|uid| stores.pods_of(uid)).unwrap_or_default();
         Self { desired: Desired::of(pool, checkpoint.as_deref(), template), pods: Pods::of(pool, pods, now) }
     }
 }
 
 impl Pods {
-    /// `pods`: all that are known of the pool's namespace.
+    /// `pods`: all that are known to have the pool as an owner.
     pub(super) fn of(pool: &WarmPool, pods: impl IntoIterator<Item = Arc<Pod>>, now: Timestamp) -> Self {
         let mut all = Self::default();
         for pod in pods {
-            all.taken.insert(pod.name_any());
             if !is_owned(&pod, pool) || pod.metadata.deletion_timestamp.is_some() {
                 continue;
             }

@@ -191,7 +191,7 @@ fn desired(checkpoint: &Checkpoint, template: Template) -> Result<Desired, Missi
 #[test]
 fn a_pod_has_the_templates_all_and_the_images_labels_and_nodes_of_its_pool() {
     let desired = desired(&checkpoint("sha256:aa"), template()).unwrap();
-    let pod = desired.pod(&pool(), 7);
+    let pod = desired.pod(desired.name(&pool(), 7));
     assert_eq!(pod.name_any(), format!("shop-{}-7", desired.revision));
     assert_eq!(pod.namespace().as_deref(), Some("n"));
     assert_eq!(
@@ -216,7 +216,7 @@ fn each_term_of_the_templates_node_affinity_gets_what_the_images_require() {
     let checkpoint = checkpoint("sha256:aa");
     let image = checkpoint.status.as_ref().unwrap().containers[0].compatibility.clone().unwrap();
     let terms = |template| {
-        let pod = desired(&checkpoint, template).unwrap().pod(&pool(), 0);
+        let pod = desired(&checkpoint, template).unwrap().pod("shop-0".into());
         let node = pod.spec.unwrap().affinity.unwrap().node_affinity.unwrap();
         node.required_during_scheduling_ignored_during_execution.unwrap().node_selector_terms
     };
@@ -289,8 +289,7 @@ fn a_checkpoint_that_pods_cannot_be_made_from_says_why() {
 /// A pod of the pool as the API server has it, with fields over it.
 fn pod(name: &str, status: Value, change: impl FnOnce(&mut Pod)) -> Arc<Pod> {
     let desired = desired(&checkpoint("sha256:aa"), template()).unwrap();
-    let mut pod = desired.pod(&pool(), 0);
-    pod.metadata.name = Some(name.into());
+    let mut pod = desired.pod(name.into());
     pod.metadata.uid = Some(format!("uid-{name}"));
     pod.metadata.creation_timestamp = Some(from(json!("2026-01-01T00:00:00Z")));
     pod.status = from(status);
@@ -307,7 +306,7 @@ fn later(seconds: i64) -> Timestamp {
 }
 
 #[test]
-fn pods_that_are_released_deleted_or_others_own_do_not_count_but_keep_their_names() {
+fn pods_that_are_released_deleted_or_others_own_do_not_count() {
     let relabel = |label: Option<&str>| {
         let label = label.map(str::to_owned);
         move |pod: &mut Pod| {
@@ -329,7 +328,6 @@ fn pods_that_are_released_deleted_or_others_own_do_not_count_but_keep_their_name
     assert_eq!(names(&seen.members), "a f");
     assert_eq!(seen.members[1].state, State::Ended);
     assert_eq!(seen.claimed.iter().map(|pod| pod.name_any()).collect::<String>(), "bc");
-    assert_eq!(seen.taken.iter().cloned().collect::<String>(), "abcdef");
     assert_eq!((seen.running, seen.again), (1, None));
 
     let seen = Pods::of(&pool(), pods, later(4));
