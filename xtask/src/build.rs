@@ -1,4 +1,4 @@
-//! Building what nodes run, and the demo.
+//! Building what nodes run, the demo and benchmarks.
 
 use std::{
     ffi::OsString, os::unix::process::CommandExt as _, path::PathBuf, process::Command, process::ExitCode,
@@ -19,7 +19,15 @@ pub(crate) struct BuildArgs {
 /// Arguments of `cargo xtask demo`.
 #[derive(clap::Args)]
 pub(crate) struct DemoArgs {
-    /// Passed on to `woodfrog-bench demo`
+    /// Passed on to `woodfrog-bench demo`; after `--cluster`, to `woodfrog-bench cluster`
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<OsString>,
+}
+
+/// Arguments of `cargo xtask bench`.
+#[derive(clap::Args)]
+pub(crate) struct BenchArgs {
+    /// Passed on to `woodfrog-bench`: the benchmark's name and its arguments
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<OsString>,
 }
@@ -54,13 +62,32 @@ pub(crate) fn generate() -> Result<ExitCode> {
 
 /// `cargo xtask demo`: builds all and becomes the demo.
 pub(crate) fn demo(args: &DemoArgs) -> Result<ExitCode> {
+    let (cluster, rest): (Vec<_>, Vec<_>) =
+        args.arguments.iter().cloned().partition(|argument| argument == "--cluster");
+    let name = if cluster.is_empty() { "demo" } else { "cluster" };
+    measure(&[&[name.into()], rest.as_slice()].concat())
+}
+
+/// `cargo xtask bench`: builds what is measured and becomes the benchmark.
+pub(crate) fn bench(args: &BenchArgs) -> Result<ExitCode> {
+    measure(&args.arguments)
+}
+
+/// Builds, optimised, what `woodfrog-bench` with these arguments runs, and becomes it.
+fn measure(arguments: &[OsString]) -> Result<ExitCode> {
+    let name = arguments.first().and_then(|name| name.to_str()).unwrap_or_default();
     packages::ensure(packages::BUILD)?;
     packages::ensure(woodfrog_testnode::HOST_PACKAGES)?;
-    init()?;
-    binaries(BINARIES, true)?;
+    if name != "operator" {
+        init()?;
+        binaries(BINARIES, true)?;
+    }
+    if ["operator", "cluster"].contains(&name) {
+        binaries(&["operator"], true)?;
+    }
     binaries(&["woodfrog-bench"], true)?;
     let program = target().join("release/woodfrog-bench");
-    let error = Command::new(&program).arg("demo").args(&args.arguments).exec();
+    let error = Command::new(&program).args(arguments).exec();
     Err(error).with_context(|| format!("cannot run {}", program.display()))
 }
 

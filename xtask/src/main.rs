@@ -26,9 +26,12 @@ enum Task {
     Test(tests::TestArgs),
     /// Check formatting and run clippy
     Lint,
-    /// Freeze and thaw four applications on a node and show how long it takes
+    /// Freeze and thaw four applications on a node, or with --cluster in a cluster, and show how long it takes
     #[command(disable_help_flag = true)]
     Demo(build::DemoArgs),
+    /// Measure: operator, shim or start
+    #[command(disable_help_flag = true)]
+    Bench(build::BenchArgs),
     /// Write the resources' definitions in crds/ and docs/reference.md from the types in crates/api
     Generate,
     /// Build the binaries that nodes run, woodfrog-init statically
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         Task::Test(args) => tests::test(&args),
         Task::Lint => tests::lint(),
         Task::Demo(args) => build::demo(&args),
+        Task::Bench(args) => build::bench(&args),
         Task::Generate => build::generate(),
         Task::Build(args) => build::build(&args),
     };

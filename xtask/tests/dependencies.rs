@@ -10,7 +10,10 @@ use serde_json::Value;
 const ARROWS: &[(&str, &[&str])] = &[
     ("node-agent", &["api", "cri-shim", "criu", "image", "protocol", "sys"]),
     ("operator", &["api"]),
-    ("woodfrog-bench", &["criu", "image", "protocol", "sys", "testkubelet", "testnode"]),
+    (
+        "woodfrog-bench",
+        &["api", "criu", "image", "protocol", "sys", "testapi", "testcluster", "testkubelet", "testnode"],
+    ),
     ("woodfrog", &["criu", "image", "installer", "protocol"]),
     ("woodfrog-api", &[]),
     ("woodfrog-cri-shim", &["protocol"]),

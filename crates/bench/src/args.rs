@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use woodfrog_testnode::App;
 
-/// Shows and measures Woodfrog on a node of its own.
+use crate::cluster::args::ClusterArgs;
+use crate::operator::args::OperatorArgs;
+
+/// Shows and measures Woodfrog on a node, an API server or a cluster of its own.
 #[derive(Debug, Parser)]
 #[command(name = "woodfrog-bench", version)]
 pub(crate) struct Cli {
@@ -17,10 +20,14 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Freeze and thaw applications, beside the other ways to restore them
     Demo(DemoArgs),
+    /// The way from `kubectl apply` to warm pods, in a cluster
+    Cluster(ClusterArgs),
     /// Measure what the shim adds to CRI calls
     Shim(ShimArgs),
     /// Measure the start of a 32 MB server beside runc, with containerd's share of it
     Start(StartArgs),
+    /// Measure the operator with very many objects: time, memory, requests
+    Operator(OperatorArgs),
     /// What runs in the node
     #[command(subcommand, hide = true)]
     Inside(Inside),
@@ -46,6 +53,7 @@ Examples:
   cargo xtask demo                                   all four applications
   cargo xtask demo --applications cpython --runs 3   a quick look
   cargo xtask demo --json results.json               medians, for programs; null where something cannot run
+  cargo xtask demo --cluster                         Checkpoints and WarmPools in a cluster; has a --help of its own
 
 Columns:
   cold start   CreateContainer to the first HTTP 200, through containerd, no checkpoint

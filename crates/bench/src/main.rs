@@ -1,13 +1,15 @@
-//! Demo and benchmarks on a test node: `woodfrog-bench --help`.
+//! Demo and benchmarks on a test node and on a test API server: `woodfrog-bench --help`.
 #![forbid(unsafe_code)]
 
 mod args;
 mod client;
 mod clock;
+mod cluster;
 mod contenders;
 mod demo;
 mod inside;
 mod node;
+mod operator;
 mod progress;
 mod report;
 mod shim;
@@ -33,6 +35,8 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Demo(args) => node::with(&args.node, &args.apps(), |place| demo::run(place, &args)),
         Command::Shim(args) => node::with(&args.node, shim::APPS, |place| shim::run(place, &args)),
         Command::Start(args) => node::with(&args.node, start::APPS, |place| start::run(place, &args)),
+        Command::Cluster(args) => cluster::run(&args),
+        Command::Operator(args) => operator::run(&args),
         Command::Inside(task) => {
             let done = match task {
                 Inside::Dump(at) => return inside::dump(at.init, &at.images).map(|()| ExitCode::SUCCESS),

@@ -70,7 +70,7 @@ where
 }
 
 /// The directory below the target directory that this program is in, such as `release`.
-fn profile(target: &Path) -> Result<String> {
+pub(crate) fn profile(target: &Path) -> Result<String> {
     let program = std::env::current_exe()?;
     let target = target.canonicalize().with_context(|| target.display().to_string())?;
     let inside = program.parent().and_then(|dir| dir.strip_prefix(&target).ok());

@@ -58,6 +58,19 @@ impl Bar {
         }
     }
 
+    /// The same of something that takes long: on a line of its own where there is no terminal.
+    pub(crate) fn say(&self, what: &str) {
+        if !self.terminal {
+            eprintln!("{}: {what}", self.name);
+        }
+        self.step(what);
+    }
+
+    /// So many steps are done in all.
+    pub(crate) fn at(&self, position: u64) {
+        self.bar.set_position(position);
+    }
+
     /// One step of very many is done.
     pub(crate) fn advance(&self) {
         self.bar.inc(1);
