@@ -57,6 +57,9 @@ pub struct RunArgs {
     /// The CRIU program.
     #[arg(long, env = "WOODFROG_CRIU", default_value = "/usr/sbin/criu")]
     pub criu: PathBuf,
+    /// What brings memory to thawed applications; default: `woodfrog-pager` beside this binary.
+    #[arg(long)]
+    pub pager: Option<PathBuf>,
 }
 
 /// Options of the shim.

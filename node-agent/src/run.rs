@@ -1,12 +1,12 @@
 //! The agent and the shim as processes: from their command line to their end.
 
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::info;
+use tracing::{info, warn};
 use woodfrog_criu::Toolchain;
 use woodfrog_image::Compatibility;
 use woodfrog_protocol::paths;
@@ -15,6 +15,7 @@ use crate::adapters::containerd::Containerd;
 use crate::adapters::registry::Registries;
 use crate::args::{Command, RunArgs, ShimArgs};
 use crate::control;
+use crate::engine::pager::PagerProgram;
 use crate::engine::{Dirs, Engine};
 use crate::server;
 
@@ -49,7 +50,9 @@ async fn agent(args: RunArgs) -> Result<()> {
     info!(%version, "criu");
     let node = Compatibility::of_this_node(&version)?;
     let runtime = Arc::new(Containerd::connect(&args.containerd).await?);
-    let engine = Engine::new(runtime, Arc::new(Registries), Arc::new(criu), node, dirs);
+    let pager = beside_us(args.pager, "woodfrog-pager")?;
+    let pager = PagerProgram::open(&pager).inspect_err(|e| warn!("thaws copy all memory first: {e}")).ok();
+    let engine = Engine::new(runtime, Arc::new(Registries), Arc::new(criu), pager, node, dirs);
     engine.adopt().await?;
     let listener =
         server::bind(&args.socket).with_context(|| format!("cannot listen on {}", args.socket.display()))?;
@@ -76,11 +79,13 @@ fn empty(dir: &Path) -> std::io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
+/// A program that was named, or that lies beside this one.
+fn beside_us(named: Option<PathBuf>, program: &str) -> std::io::Result<PathBuf> {
+    named.map_or_else(|| Ok(std::env::current_exe()?.with_file_name(program)), Ok)
+}
+
 async fn shim(args: ShimArgs) -> Result<()> {
-    let init = match args.init {
-        Some(path) => path,
-        None => std::env::current_exe()?.with_file_name("woodfrog-init"),
-    };
+    let init = beside_us(args.init, "woodfrog-init")?;
     let config = woodfrog_cri_shim::Config {
         agent: args.agent_socket,
         containers: args.containers_dir,

@@ -35,13 +35,13 @@ pub(crate) struct BenchArgs {
 /// The workspace.
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
-/// Packages of this workspace whose binaries nodes run, besides woodfrog-init.
+/// Packages of this workspace whose binaries nodes run, besides the static ones.
 const BINARIES: &[&str] = &["node-agent", "woodfrog"];
 
 /// `cargo xtask build`.
 pub(crate) fn build(args: &BuildArgs) -> Result<ExitCode> {
     packages::ensure(packages::BUILD)?;
-    init()?;
+    static_binaries()?;
     binaries(BINARIES, args.release)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -79,7 +79,7 @@ fn measure(arguments: &[OsString]) -> Result<ExitCode> {
     packages::ensure(packages::BUILD)?;
     packages::ensure(woodfrog_testnode::HOST_PACKAGES)?;
     if name != "operator" {
-        init()?;
+        static_binaries()?;
         binaries(BINARIES, true)?;
     }
     if ["operator", "cluster"].contains(&name) {
@@ -91,23 +91,14 @@ fn measure(arguments: &[OsString]) -> Result<ExitCode> {
     Err(error).with_context(|| format!("cannot run {}", program.display()))
 }
 
-/// Builds woodfrog-init as `target/static/TRIPLE/init/woodfrog-init`: static, since it runs in containers that have no libc or another. It has a
-/// target directory of its own, so that its flags do not make Cargo build everything else again.
-pub(crate) fn init() -> Result<()> {
+/// Builds woodfrog-init and woodfrog-pager as `target/static/TRIPLE/init/NAME`: static, since the one runs in containers that have no
+/// libc or another, and the other has to start fast. They have a target directory of their own, so that their flags do not make
+/// Cargo build everything else again.
+pub(crate) fn static_binaries() -> Result<()> {
     let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let mut cargo = cargo();
-    cargo
-        .args([
-            "build",
-            "--package",
-            "woodfrog-init",
-            "--profile",
-            "init",
-            "--target",
-            &triple,
-            "--target-dir",
-        ])
-        .arg(target().join("static"));
+    cargo.arg("build").args(["--package", "woodfrog-init", "--package", "woodfrog-pager"]);
+    cargo.args(["--profile", "init", "--target", &triple, "--target-dir"]).arg(target().join("static"));
     cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
     run(&mut cargo)
 }

@@ -34,7 +34,7 @@ enum Task {
     Bench(build::BenchArgs),
     /// Write the resources' definitions in crds/ and docs/reference.md from the types in crates/api
     Generate,
-    /// Build the binaries that nodes run, woodfrog-init statically
+    /// Build the binaries that nodes run, woodfrog-init and woodfrog-pager statically
     Build(build::BuildArgs),
 }
 

@@ -6,7 +6,7 @@ use anyhow::Result;
 use woodfrog_testnode::{HOST_PACKAGES, Node, names};
 
 use crate::{
-    build::{binaries, cargo, init, run},
+    build::{binaries, cargo, run, static_binaries},
     packages,
 };
 
@@ -28,7 +28,7 @@ pub(crate) fn test(args: &TestArgs) -> Result<ExitCode> {
     packages::ensure(packages::BUILD)?;
     packages::ensure(HOST_PACKAGES)?;
     packages::ensure_python()?;
-    init()?;
+    static_binaries()?;
     binaries(&["node-agent", "operator", "woodfrog"], false)?;
     let before = names()?;
     let mut cargo = cargo();

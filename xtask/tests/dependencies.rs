@@ -21,6 +21,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("woodfrog-image", &[]),
     ("woodfrog-installer", &["protocol"]),
     ("woodfrog-init", &["protocol", "sys"]),
+    ("woodfrog-pager", &["protocol", "sys"]),
     ("woodfrog-protocol", &[]),
     ("woodfrog-sys", &[]),
     ("woodfrog-testapi", &["api", "testnode"]),

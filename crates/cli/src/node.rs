@@ -42,7 +42,7 @@ enum Action {
 
 #[derive(Debug, ClapArgs)]
 struct InstallArgs {
-    /// Directory with node-agent, woodfrog and woodfrog-init [default: that of this program]
+    /// Directory with node-agent, woodfrog, woodfrog-init and woodfrog-pager [default: that of this program]
     #[arg(long, value_name = "DIR")]
     from: Option<PathBuf>,
 

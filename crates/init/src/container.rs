@@ -18,6 +18,7 @@ use crate::api::{Api, Facts, MAX_CLIENTS};
 use crate::command::Command;
 use crate::link::Link;
 use crate::machine::{Machine, World};
+use crate::memory::{Heard, Memory};
 
 /// How long killed processes may take to be gone.
 const CLEAR_WITHIN: Duration = Duration::from_secs(10);
@@ -27,6 +28,7 @@ struct Container {
     command: Command,
     link: Link,
     api: Api,
+    memory: Option<Memory>,
 }
 
 impl World for Container {
@@ -42,6 +44,10 @@ impl World for Container {
 
     fn has_api(&self) -> bool {
         self.api.is_up()
+    }
+
+    fn is_memory_pending(&self) -> bool {
+        self.memory.is_some()
     }
 
     fn close_api_clients(&mut self) {
@@ -122,9 +128,13 @@ pub(crate) fn run() -> u8 {
     start::release_terminal();
 
     let (thaw, hello, within) = (command.thaw, command.hello_timeout, command.thaw_timeout);
-    let container = Container { command, link: Link::new(dir.to_owned()), api: Api::default() };
+    let container = Container { command, link: Link::new(dir.to_owned()), api: Api::default(), memory: None };
     let mut machine = Machine::new(container, hello, within, Instant::now());
     let Break(code) = live(&mut machine, &signals, thaw);
+    if machine.world.memory.is_some() {
+        // The kernel closes what is held before it kills the rest of the namespace.
+        machine.world.clear();
+    }
     machine.world.say(Say::Exiting(Exiting { code: code.into() }));
     code
 }
@@ -151,6 +161,7 @@ fn live(init: &mut Machine<Container>, signals: &Signals, thaw: bool) -> Control
         }
         // What the agent said comes before what became of its processes.
         was_busy = hear(init, now)?;
+        was_busy |= remember(init, now)?;
         if init.worker().is_some_and(is_readable) {
             init.worker_ended(now)?;
         }
@@ -164,16 +175,17 @@ fn live(init: &mut Machine<Container>, signals: &Signals, thaw: bool) -> Control
 
 /// Sleeps until something happens or is due. Allocates nothing.
 fn wait(init: &Machine<Container>, signals: &Signals) {
-    let Container { link, api, .. } = &init.world;
+    let Container { link, api, memory, .. } = &init.world;
     let (listener, clients) =
         if init.api_rests() { Default::default() } else { (api.listener(), api.clients()) };
-    let mut entries: [PollFd<'_>; 4 + MAX_CLIENTS] = std::array::from_fn(|i| {
+    let mut entries: [PollFd<'_>; 5 + MAX_CLIENTS] = std::array::from_fn(|i| {
         let descriptor = match i {
             0 => Some(signals.as_fd()),
             1 => link.descriptor(),
             2 => init.worker(),
             3 => listener,
-            _ => clients[i - 4],
+            4 => memory.as_ref().map(Memory::descriptor),
+            _ => clients[i - 5],
         };
         match descriptor {
             Some(descriptor) => PollFd::from_borrowed_fd(descriptor, PollFlags::IN),
@@ -226,6 +238,7 @@ fn hear(init: &mut Machine<Container>, now: Instant) -> ControlFlow<u8, bool> {
                 }
             }
             Told::RequestLease(_) => descriptor = link.take_descriptor(false),
+            Told::Pager(_) => init.world.memory = link.take_descriptor(true).map(Memory::new),
             _ => {}
         }
         init.told(told, descriptor, now)?;
@@ -236,6 +249,27 @@ fn hear(init: &mut Machine<Container>, now: Instant) -> ControlFlow<u8, bool> {
         init.lost(now)?;
     }
     Continue(heard || !useful)
+}
+
+/// Takes in what the pager says. Whether there was anything.
+fn remember(init: &mut Machine<Container>, now: Instant) -> ControlFlow<u8, bool> {
+    let mut heard = false;
+    while let Some(memory) = init.world.memory.as_mut().filter(|memory| is_readable(memory.descriptor())) {
+        heard = true;
+        match memory.hear() {
+            Heard::Nothing => {}
+            Heard::Complete => {
+                init.world.memory = None;
+                init.memory_complete();
+            }
+            Heard::Lost => {
+                // What waits for memory is killed before it could go on without it.
+                init.memory_lost(now)?;
+                init.world.memory = None;
+            }
+        }
+    }
+    Continue(heard)
 }
 
 /// Answers the application's requests.

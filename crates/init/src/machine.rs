@@ -60,6 +60,8 @@ pub(crate) trait World {
     fn reconnect(&mut self, now: Instant);
     /// Whether the API's listener is there.
     fn has_api(&self) -> bool;
+    /// Whether some of the application's memory is still to come.
+    fn is_memory_pending(&self) -> bool;
     /// Closes every connection of the API.
     fn close_api_clients(&mut self);
     /// Starts the command; its PID, or init's exit code if that is impossible.
@@ -171,6 +173,7 @@ impl<W: World> Machine<W> {
             generation,
             has_api: self.world.has_api(),
             warm: matches!(&self.phase, Phase::Running(Application { warm: true, .. })),
+            memory_pending: self.world.is_memory_pending(),
         };
         self.world.say(Say::Hello(hello));
     }
@@ -227,6 +230,8 @@ impl<W: World> Machine<W> {
                 }
             }
             Told::EndDump(_) => self.end_dump(),
+            // Its descriptor is what counts.
+            Told::Pager(_) => {}
             // The end of PID 1 kills all that is in its namespace, more surely than kill(2) could.
             Told::Stop(stop) => return Break(u8::try_from(stop.code).unwrap_or(KILLED)),
         }
@@ -373,6 +378,26 @@ impl<W: World> Machine<W> {
             _ => {}
         }
         Continue(())
+    }
+
+    /// All memory is there.
+    pub(crate) fn memory_complete(&mut self) {
+        self.world.say(Say::MemoryComplete(Empty {}));
+    }
+
+    /// Pages are missing that nobody will bring: whoever needs them must not go on.
+    pub(crate) fn memory_lost(&mut self, now: Instant) -> Flow {
+        const LOST: &str = "the pager ended before all memory was there";
+        match &self.phase {
+            Phase::Running(application) if application.thawed => {
+                self.world.complain(&format!("{LOST}, so the container ends"));
+                Break(KILLED)
+            }
+            // Some of it may run already.
+            Phase::Leased(Lease { root: Some(_), .. }) => self.cold_again(LOST),
+            Phase::Leased(_) => self.abort(LOST.into(), now),
+            Phase::Waiting { .. } | Phase::Running(_) => Continue(()),
+        }
     }
 
     /// A signal was sent to init; `own` if by init itself.

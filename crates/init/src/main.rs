@@ -4,8 +4,8 @@
 //! ```text
 //!   command.bin ──► command ──┐
 //!   agent.sock  ◄─► link ─────┼─► container (poll loop) ◄─► machine (what to do, no IO)
-//!   api.sock    ◄─► api ──────┘            │
-//!                                          └─► woodfrog_sys::pid1 (signals, reap, start)
+//!   api.sock    ◄─► api ──────┤            │
+//!   pager       ──► memory ───┘            └─► woodfrog_sys::pid1 (signals, reap, start)
 //! ```
 
 #![forbid(unsafe_code)]
@@ -16,6 +16,7 @@ mod container;
 mod http;
 mod link;
 mod machine;
+mod memory;
 
 use std::process::ExitCode;
 

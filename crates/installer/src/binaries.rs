@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::{CURRENT, OPT_DIR, Root};
 
 /// What is installed.
-pub const PROGRAMS: &[&str] = &["node-agent", "woodfrog", "woodfrog-init"];
+pub const PROGRAMS: &[&str] = &["node-agent", "woodfrog", "woodfrog-init", "woodfrog-pager"];
 
 /// Left free on the disk besides the binaries, in bytes.
 const RESERVE: u64 = 64 << 20;

@@ -31,7 +31,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// A binary to install is not there.
-    #[error("{} is not there: name the directory that has node-agent, woodfrog and woodfrog-init with --from", path.display())]
+    #[error("{} is not there: name the directory that has node-agent, woodfrog, woodfrog-init and woodfrog-pager with --from", path.display())]
     NoBinary {
         /// Where it should be.
         path: PathBuf,

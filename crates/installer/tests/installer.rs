@@ -24,7 +24,7 @@ fn an_installation_puts_the_shim_between_kubelet_and_containerd() {
             "/opt/woodfrog/current/node-agent cri-shim --runtime /run/containerd/containerd.sock\n"
         )
     );
-    for program in ["node-agent", "woodfrog", "woodfrog-init"] {
+    for program in ["node-agent", "woodfrog", "woodfrog-init", "woodfrog-pager"] {
         assert_eq!(host.read(&format!("/opt/woodfrog/current/{program}")), format!("{program} 1"));
     }
     let status = host.status();

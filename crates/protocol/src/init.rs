@@ -9,13 +9,18 @@
 //!    │   RequestLease + pidfd of CRIU     │ start = THAW: init waits
 //!    │◄───────────────────────────────────┤
 //!    │ LeaseGranted                       │ one lease: to the thaw or to the cold start
-//!    ├───────────────────────────────────►│ … CRIU restores, tasks held …
+//!    ├───────────────────────────────────►│
+//!    │   Pager + its socket               │ only if memory comes later, see [`crate::pager`]
+//!    │◄───────────────────────────────────┤
+//!    │                                    │ … CRIU restores, tasks held …
 //!    │                       Commit{pid}  │
 //!    │◄───────────────────────────────────┤
 //!    │ Committed                          │
 //!    ├───────────────────────────────────►│ … CRIU lets the tasks run …
 //!    │                  Done{generation}  │
 //!    │◄───────────────────────────────────┤
+//!    │ MemoryComplete                     │
+//!    ├───────────────────────────────────►│
 //! ```
 //!
 //! If the agent goes away between `LeaseGranted` and `Done`, init waits for the end of CRIU (its pidfd) and starts
@@ -68,7 +73,7 @@ pub enum State {
 #[derive(Clone, PartialEq, Message)]
 pub struct FromInit {
     /// What is said.
-    #[prost(oneof = "from_init::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "from_init::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
     pub kind: Option<from_init::Kind>,
 }
 
@@ -102,6 +107,9 @@ pub mod from_init {
         /// The application ended; init exits with this code right after.
         #[prost(message, tag = "8")]
         Exiting(Exiting),
+        /// A thawed application has all of its memory: nothing of the thaw is left.
+        #[prost(message, tag = "9")]
+        MemoryComplete(Empty),
     }
 }
 
@@ -109,7 +117,7 @@ pub mod from_init {
 #[derive(Clone, PartialEq, Message)]
 pub struct ToInit {
     /// What is said.
-    #[prost(oneof = "to_init::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "to_init::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
     pub kind: Option<to_init::Kind>,
 }
 
@@ -143,6 +151,9 @@ pub mod to_init {
         /// Kill the application and exit with this code (a freeze that was asked to stop it).
         #[prost(message, tag = "8")]
         Stop(Exiting),
+        /// Memory comes later; the socket of whoever brings it comes with this.
+        #[prost(message, tag = "9")]
+        Pager(Empty),
     }
 }
 
@@ -179,6 +190,9 @@ pub struct Hello {
     /// Whether the application has said that it is warm.
     #[prost(bool, tag = "6")]
     pub warm: bool,
+    /// Whether some of the application's memory is still to come.
+    #[prost(bool, tag = "7")]
+    pub memory_pending: bool,
 }
 
 /// See [`to_init::Kind::Welcome`]. The listening descriptor of the application's API comes with it, unless

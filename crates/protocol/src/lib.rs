@@ -5,7 +5,9 @@
 //!        init::{FromInit, ToInit}                     agent::{Request, Response}
 //! ```
 //!
-//! Every message travels in a [`frame`]: magic, version, length, one protobuf message. Field numbers are
+//! [`pager`] is what passes between the agent, an init and the pager of a thaw.
+//!
+//! Every message on a socket of these two travels in a [`frame`]: magic, version, length, one protobuf message. Field numbers are
 //! never used again, so that an agent and an init of different releases understand each other.
 
 #![forbid(unsafe_code)]
@@ -13,4 +15,5 @@
 pub mod agent;
 pub mod frame;
 pub mod init;
+pub mod pager;
 pub mod paths;

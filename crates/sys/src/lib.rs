@@ -4,14 +4,17 @@
 //!
 //! - [`process`]: start a program inside the namespaces and cgroups of another process, with a wished PID;
 //! - [`access`]: whether a resolved file may be opened;
+//! - [`mapping`]: files mapped for reading;
 //! - [`mount`]: overlay mounts that exist only as a descriptor;
 //! - [`scm`]: descriptors sent over unix sockets;
 //! - [`seccomp`]: filters of another process;
+//! - [`userfault`]: page faults of another process;
 //! - `ready` (feature `tokio`): descriptors that a tokio program waits for.
 
 #![allow(unsafe_code)]
 
 pub mod access;
+pub mod mapping;
 pub mod mount;
 pub mod pid1;
 pub mod process;
@@ -19,3 +22,4 @@ pub mod process;
 pub mod ready;
 pub mod scm;
 pub mod seccomp;
+pub mod userfault;

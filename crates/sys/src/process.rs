@@ -22,10 +22,11 @@ mod order;
 use std::ffi::CString;
 use std::fs::File;
 use std::ops::RangeInclusive;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
+use rustix::io::{Errno, FdFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus};
 
@@ -332,6 +333,25 @@ impl AsRawFd for Child {
     fn as_raw_fd(&self) -> RawFd {
         self.pidfd.as_raw_fd()
     }
+}
+
+/// Takes over a descriptor that this process was started with. Each may be taken once.
+///
+/// # Errors
+/// `EBADF`: it was not given, or has been taken.
+pub fn given(number: RawFd) -> Result<OwnedFd, Errno> {
+    static TAKEN: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
+    let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+    // Close-on-exec from now on, which it was not when it was given: so nothing that this program opened is taken.
+    // SAFETY: the descriptor is only looked at.
+    let borrowed = (number > 2).then(|| unsafe { BorrowedFd::borrow_raw(number) }).ok_or(Errno::BADF)?;
+    if taken.contains(&number) || rustix::io::fcntl_getfd(borrowed)?.contains(FdFlags::CLOEXEC) {
+        return Err(Errno::BADF);
+    }
+    rustix::io::fcntl_setfd(borrowed, FdFlags::CLOEXEC)?;
+    taken.push(number);
+    // SAFETY: nobody else owns it: it came with the start of this process, and is taken only here and once.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 fn open_cursor() -> Result<OwnedFd, Errno> {

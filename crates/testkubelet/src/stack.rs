@@ -62,6 +62,8 @@ impl<'a> Stack<'a> {
         let _ = std::fs::remove_file(self.node.path(AGENT_SOCKET));
         let crash = format!("WOODFROG_CRASH_AT={at}");
         let mut command = vec!["env", &crash, &program, "run"];
+        let pager = static_binary("woodfrog-pager");
+        command.extend(["--pager", &pager]);
         command.extend(self.agent_arguments.iter().map(String::as_str));
         self.node.start(AGENT, &command)?;
         self.listening(AGENT, AGENT_SOCKET)
@@ -73,8 +75,7 @@ impl<'a> Stack<'a> {
     /// It does not come up.
     pub fn start_shim(&self) -> Result<()> {
         let program = format!("{}/node-agent", self.binaries);
-        let init = "/opt/woodfrog/static/x86_64-unknown-linux-gnu/init/woodfrog-init";
-        self.node.start(SHIM, &[&program, "cri-shim", "--init", init])?;
+        self.node.start(SHIM, &[&program, "cri-shim", "--init", &static_binary("woodfrog-init")])?;
         self.listening(SHIM, "/run/woodfrog/cri.sock")
     }
 
@@ -111,4 +112,9 @@ impl<'a> Stack<'a> {
         }
         Ok(())
     }
+}
+
+/// Path of a static binary on a node.
+fn static_binary(name: &str) -> String {
+    format!("/opt/woodfrog/static/{}-unknown-linux-gnu/init/{name}", std::env::consts::ARCH)
 }

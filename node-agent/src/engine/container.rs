@@ -70,6 +70,8 @@ pub struct Life {
     pub warm: bool,
     /// A dump is under way.
     pub freezing: bool,
+    /// Some of its memory is still to come from its image.
+    pub memory_pending: bool,
     /// Phases of its thaw.
     pub thaw_phases: Vec<Phase>,
     /// When its thaw began and ended, microseconds of CLOCK_MONOTONIC.
@@ -131,6 +133,7 @@ impl Container {
             generation: 0,
             warm: false,
             freezing: false,
+            memory_pending: false,
             thaw_phases: Vec::new(),
             thaw_us: (0, 0),
         };

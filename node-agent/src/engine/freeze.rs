@@ -40,8 +40,11 @@ use super::runtime::ImageSource;
 use super::tree::{self, Tree};
 use super::{Engine, netns, preflight, restore_json, volumes};
 
-/// How long connections may take to end by themselves.
-const CONNECTION_PATIENCE: Duration = Duration::from_secs(3);
+/// How long what stands against a freeze may take to pass by itself, by the finding's category.
+const PATIENCE: [(&str, Duration); 2] =
+    [("connection", Duration::from_secs(3)), (MEMORY, Duration::from_secs(60))];
+/// Category of the finding that a thaw is not over.
+const MEMORY: &str = "memory_pending";
 
 /// Everything that would make a freeze of the container fail, or its process tree.
 ///
@@ -50,6 +53,13 @@ const CONNECTION_PATIENCE: Duration = Duration::from_secs(3);
 pub fn preflight(container: &Container, connections: Connections) -> Result<Tree, Vec<Finding>> {
     let mut findings = preflight::container(&container.info);
     let life = container.life();
+    if life.memory_pending {
+        findings.push(Finding {
+            category: MEMORY.into(),
+            message: "some of its memory is still to come from the image that it was thawed from".into(),
+            advice: "wait until `woodfrog logs` says that all memory is there".into(),
+        });
+    }
     let tree = match life.phasing {
         Phasing::Cold | Phasing::Thawed => tree::read(life.init, life.application).map_err(|e| e.to_string()),
         other => Err(format!("its state is {:?}", other.as_str())),
@@ -134,7 +144,7 @@ pub async fn freeze(
     Ok(Frozen { images, total_ms: began.elapsed().as_secs_f64() * 1e3 })
 }
 
-/// The preflight, once more while nothing but connections stands against the freeze: a probe of kubelet's ends by itself.
+/// The preflight, once more while all that stands against the freeze may pass by itself, such as a probe of kubelet's.
 async fn patient_preflight(
     containers: &[Arc<Container>],
     connections: Connections,
@@ -143,8 +153,10 @@ async fn patient_preflight(
     loop {
         match preflight_all(containers, connections) {
             Err(FreezeError::Preflight { findings, .. })
-                if began.elapsed() < CONNECTION_PATIENCE
-                    && findings.iter().all(|finding| finding.category == "connection") => {}
+                if findings.iter().all(|finding| {
+                    let patience = PATIENCE.iter().find(|(category, _)| finding.category == *category);
+                    patience.is_some_and(|(_, patience)| began.elapsed() < *patience)
+                }) => {}
             result => return result,
         }
         tokio::time::sleep(Duration::from_millis(50)).await;

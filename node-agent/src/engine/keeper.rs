@@ -22,6 +22,7 @@ use woodfrog_protocol::paths;
 
 use super::container::{Container, Order, Phasing};
 use super::link::{Link, LinkError};
+use super::pager::Pager;
 use super::preparation::Preparation;
 use super::thaw::{self, Thawed};
 use super::{Engine, hooks};
@@ -91,6 +92,22 @@ pub async fn keep(
     }
 }
 
+/// Notes what a pager did.
+async fn follow(container: Weak<Container>, pager: Pager) {
+    let ended = pager.ended().await;
+    let Some(container) = container.upgrade() else { return };
+    match ended {
+        Ok(report) => container.note(format!(
+            "all memory is there {:.1} ms after the application ran: {:.1} MB brought, {} faults, {:.1} ms of CPU time",
+            report.complete_us.saturating_sub(report.released_us) as f64 / 1e3,
+            report.copied as f64 / 1e6,
+            report.faults,
+            report.cpu_us as f64 / 1e3,
+        )),
+        Err(e) => container.note(format!("its pager: {e}")),
+    }
+}
+
 struct Keeper<'a> {
     engine: &'a Arc<Engine>,
     container: &'a Arc<Container>,
@@ -105,7 +122,9 @@ impl Keeper<'_> {
     ) -> Result<(), LinkError> {
         let (mut link, hello) = Link::accept(stream).await?;
         self.verify(&link).await?;
-        self.container.update(|life| (life.init, life.warm) = (link.pid, hello.warm));
+        self.container.update(|life| {
+            (life.init, life.warm, life.memory_pending) = (link.pid, hello.warm, hello.memory_pending);
+        });
         let preparation = preparation.take();
         match hello.state() {
             State::Waiting if self.container.checkpoint_image => {
@@ -159,6 +178,7 @@ impl Keeper<'_> {
                 generation,
                 image_digest,
                 after_restore,
+                pager,
                 phases,
                 began_us,
                 done_us,
@@ -172,7 +192,11 @@ impl Keeper<'_> {
                     life.generation = generation;
                     life.thaw_phases = phases;
                     life.thaw_us = (began_us, done_us);
+                    life.memory_pending = pager.is_some();
                 });
+                if let Some(pager) = pager {
+                    tokio::spawn(follow(Arc::downgrade(self.container), pager));
+                }
                 let ms = (done_us - began_us) as f64 / 1e3;
                 self.container
                     .note(format!("thawed in {ms:.1} ms ({}), generation {generation}", times.join(", ")));
@@ -207,6 +231,9 @@ impl Keeper<'_> {
                     from_init::Kind::Exiting(Exiting { code }) => {
                         self.container.note(format!("its application ended with exit code {code}"));
                         self.container.update(|life| life.phasing = Phasing::Exited);
+                    }
+                    from_init::Kind::MemoryComplete(_) => {
+                        self.container.update(|life| life.memory_pending = false);
                     }
                     from_init::Kind::CheckpointRequested(_) => {
                         self.container.note("its application says that it is warm");

@@ -14,6 +14,7 @@ pub mod http;
 pub mod keeper;
 pub mod link;
 pub mod netns;
+pub mod pager;
 pub mod phases;
 pub mod preflight;
 pub mod preparation;
@@ -42,6 +43,7 @@ use woodfrog_protocol::paths;
 
 use container::{Container, Phasing};
 pub use error::EngineError;
+use pager::PagerProgram;
 use publish::Publisher;
 use runtime::{Runtime, RuntimeError};
 
@@ -62,6 +64,8 @@ pub struct Engine {
     pub runtime: Arc<dyn Runtime>,
     publisher: Arc<dyn Publisher>,
     criu: Arc<Toolchain>,
+    /// None: a thaw copies all memory first.
+    pager: Option<Arc<PagerProgram>>,
     /// What this node can thaw.
     pub node: Compatibility,
     dirs: Dirs,
@@ -74,10 +78,11 @@ impl Engine {
         runtime: Arc<dyn Runtime>,
         publisher: Arc<dyn Publisher>,
         criu: Arc<Toolchain>,
+        pager: Option<Arc<PagerProgram>>,
         node: Compatibility,
         dirs: Dirs,
     ) -> Arc<Self> {
-        Arc::new(Self { runtime, publisher, criu, node, dirs, containers: Mutex::default() })
+        Arc::new(Self { runtime, publisher, criu, pager, node, dirs, containers: Mutex::default() })
     }
 
     /// Takes over the containers that an earlier agent managed.

@@ -1,16 +1,19 @@
 //! What a thaw does ahead of time, while the runtime still makes and starts the container.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
 use rustix::process::{Pid, PidfdFlags};
+use tempfile::TempDir;
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use tokio_util::task::AbortOnDropHandle;
 use woodfrog_criu::Seat;
+use woodfrog_sys::process::{Place, Waiting};
 
 use super::container::Container;
+use super::pager::Pager;
 use super::prepared::Prepared;
 use super::thaw::{ThawError, failed};
 use super::{Engine, cgroups};
@@ -18,65 +21,114 @@ use super::{Engine, cgroups};
 /// A thaw's work ahead of its container's start. Given up when it is dropped.
 #[derive(Debug)]
 pub struct Preparation {
-    image: AbortOnDropHandle<Result<Prepared, ThawError>>,
-    seat: AbortOnDropHandle<Result<(i32, Seat), ThawError>>,
+    work: AbortOnDropHandle<Result<Ready, ThawError>>,
     init: oneshot::Sender<i32>,
+}
+
+/// All that is made ahead of time.
+#[derive(Debug)]
+pub struct Ready {
+    /// The image.
+    pub prepared: Arc<Prepared>,
+    /// A process in the namespaces and cgroups of the init.
+    pub seat: Seat,
+    /// Brings memory later; none if the node cannot, or the image has nothing for it.
+    pub pager: Option<Pager>,
+    /// For CRIU: `work` is its work directory.
+    pub scratch: TempDir,
+    init: i32,
 }
 
 impl Preparation {
     /// Begins to read the container's image, and to wait for the container's PID 1.
     pub fn begin(engine: &Arc<Engine>, container: &Arc<Container>) -> Self {
         let (init, connected) = oneshot::channel();
-        Self {
-            image: AbortOnDropHandle::new(tokio::spawn(image(engine.clone(), container.clone()))),
-            seat: AbortOnDropHandle::new(tokio::spawn(seat(engine.clone(), container.clone(), connected))),
-            init,
-        }
+        let work = prepare(engine.clone(), container.clone(), connected);
+        Self { work: AbortOnDropHandle::new(tokio::spawn(work)), init }
     }
 
-    /// The image, and a process in the namespaces and cgroups of the init, which has connected and whose PID is known.
+    /// What was made for the init, which has connected and whose PID is known.
     ///
     /// # Errors
     /// The image cannot be restored here, or the container cannot be entered.
-    pub async fn complete(self, init: i32) -> Result<(Prepared, Seat), ThawError> {
+    pub async fn complete(self, engine: &Arc<Engine>, init: i32) -> Result<Ready, ThawError> {
         // An error means that the runtime has told before.
         let _ = self.init.send(init);
-        let prepared = self.image.await??;
-        let seat = match self.seat.await?? {
-            (pid, seat) if pid == init => seat,
-            _ => take(init).await?,
-        };
-        Ok((prepared, seat))
+        match self.work.await?? {
+            ready if ready.init == init => Ok(ready),
+            // The runtime told of another process.
+            Ready { prepared, .. } => furnish(engine, prepared, take(engine, init).await?).await,
+        }
     }
 }
 
-async fn image(engine: Arc<Engine>, container: Arc<Container>) -> Result<Prepared, ThawError> {
+/// What is taken in a container.
+struct Taken {
+    init: i32,
+    seat: Seat,
+    pager: Option<Waiting>,
+}
+
+async fn prepare(
+    engine: Arc<Engine>,
+    container: Arc<Container>,
+    connected: oneshot::Receiver<i32>,
+) -> Result<Ready, ThawError> {
+    let taken = async { take(&engine, pid1(&engine, &container, connected).await?).await };
+    let (prepared, taken) = tokio::try_join!(image(&engine, &container), taken)?;
+    furnish(&engine, Arc::new(prepared), taken).await
+}
+
+async fn image(engine: &Arc<Engine>, container: &Container) -> Result<Prepared, ThawError> {
     let id = &container.info.id;
     let (layers, image) = tokio::try_join!(engine.runtime.layers(id), engine.runtime.image(id))?;
+    let engine = engine.clone();
     Ok(spawn_blocking(move || Prepared::read(&layers, image.digest, &engine.node)).await??)
 }
 
 /// Once the runtime tells of PID 1, or it connects: a runtime that is restarted tells nothing.
-async fn seat(
-    engine: Arc<Engine>,
-    container: Arc<Container>,
+async fn pid1(
+    engine: &Engine,
+    container: &Container,
     mut connected: oneshot::Receiver<i32>,
-) -> Result<(i32, Seat), ThawError> {
+) -> Result<i32, ThawError> {
     let made = tokio::select! {
         made = engine.runtime.made(&container.info.id) => made.ok(),
         init = &mut connected => init.ok(),
     };
-    let pid = match made {
-        Some(pid) => pid,
-        None => connected.await.map_err(|_| failed("take a seat")(io::ErrorKind::NotConnected.into()))?,
-    };
-    Ok((pid, take(pid).await?))
+    match made {
+        Some(pid) => Ok(pid),
+        None => connected.await.map_err(|_| failed("take a seat")(io::ErrorKind::NotConnected.into())),
+    }
 }
 
-async fn take(init: i32) -> Result<Seat, ThawError> {
+async fn take(engine: &Engine, init: i32) -> Result<Taken, ThawError> {
     let pidfd = Arc::new(open_pidfd(init)?);
-    let cgroups = cgroups::of(init).map_err(failed("open the container's cgroups"))?;
-    Ok(Seat::take(pidfd, cgroups).await?)
+    let cgroups = || cgroups::of(init).map_err(failed("open the container's cgroups"));
+    let seat = async { Ok::<_, ThawError>(Seat::take(pidfd, cgroups()?).await?) };
+    let pager = async {
+        if engine.pager.is_none() {
+            return Ok(None);
+        }
+        let cgroups = cgroups()?;
+        let entered = spawn_blocking(move || {
+            cgroups.iter().fold(Place::default(), |place, directory| place.cgroup(directory.as_fd())).enter()
+        });
+        Ok(Some(entered.await?.map_err(|e| failed("enter the container's cgroups")(io::Error::other(e)))?))
+    };
+    let (seat, pager) = tokio::try_join!(seat, pager)?;
+    Ok(Taken { init, seat, pager })
+}
+
+async fn furnish(engine: &Engine, prepared: Arc<Prepared>, taken: Taken) -> Result<Ready, ThawError> {
+    let scratch = tempfile::tempdir_in(&engine.dirs.scratch).map_err(failed("make a scratch directory"))?;
+    let work = scratch.path().join("work");
+    std::fs::create_dir(&work).map_err(failed("make a scratch directory"))?;
+    let pager = match (&engine.pager, taken.pager) {
+        (Some(program), Some(place)) => Pager::start(program.clone(), place, prepared.clone(), work).await?,
+        _ => None,
+    };
+    Ok(Ready { prepared, seat: taken.seat, pager, scratch, init: taken.init })
 }
 
 fn open_pidfd(pid: i32) -> Result<OwnedFd, ThawError> {

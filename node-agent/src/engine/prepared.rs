@@ -26,6 +26,8 @@ pub struct Prepared {
     pub policy: policy::Prepared,
     /// The `.woodfrog/checkpoint` directory of each layer that has one, topmost first.
     pub dirs: Vec<OwnedFd>,
+    /// All of them, one over the other.
+    merged: ImageDir,
     /// Digest of the image's manifest.
     pub digest: String,
 }
@@ -85,7 +87,7 @@ impl Prepared {
         let images = Checkpoint::open(&merged, &[labels::RECORD_FILE, "volumes"])?;
         images.check_pages(&[&merged])?;
         let policy = policy::prepare(&images);
-        Ok(Self { record, images, policy, dirs, digest })
+        Ok(Self { record, images, policy, dirs, merged, digest })
     }
 
     /// The image directory for CRIU: the files of `scratch` in place of the image's own. It is attached nowhere.
@@ -94,6 +96,11 @@ impl Prepared {
     /// The kernel refuses the overlay.
     pub fn with(&self, scratch: &OwnedFd) -> Result<OwnedFd, PrepareError> {
         overlay([scratch].into_iter().chain(&self.dirs).map(AsFd::as_fd))
+    }
+
+    /// The directory with the checkpoint's files.
+    pub fn directory(&self) -> BorrowedFd<'_> {
+        self.merged.as_fd()
     }
 
     /// Opens one of the checkpoint's files.

@@ -3,6 +3,7 @@
 //! ```text
 //!   prepare   (from CreateContainer on) read the image, compare the node                ─┐
 //!   seat      (once the runtime has made PID 1) a process in its namespaces and cgroups  │
+//!   pager     (likewise) a process in its cgroups that brings the memory later           │
 //!   volumes   lay out what the image carries (undone by any failure)                     │ any failure:
 //!   check     PID 1 of the running container against the image; rewrite what is its      │ the init starts
 //!   worker    CRIU in the seat                                                           │ the command
@@ -11,6 +12,7 @@
 //!   commit    restore.json; the init knows its child                                     │
 //!   resume    the tasks run                                                              ▼
 //!   done      the init is told, after-restore hooks
+//!   memory    the pager brings the rest; a freeze waits for that
 //! ```
 //!
 //! If the agent dies before `commit` is acknowledged to CRIU, CRIU sees its socket close and kills what it has
@@ -29,13 +31,14 @@ use woodfrog_criu::images::{Rebind, Rewrite};
 use woodfrog_criu::{Connections, CriuError, LogLevel, RestoreOptions, Setup, Worker, WorkerError};
 use woodfrog_image::Hook as RecordedHook;
 use woodfrog_protocol::agent::Phase;
-use woodfrog_protocol::paths;
+use woodfrog_protocol::{init::to_init, paths};
 
 use super::Engine;
 use super::container::Container;
 use super::link::{Link, LinkError};
+use super::pager::Pager;
 use super::phases::{Stopwatch, monotonic_us};
-use super::preparation::Preparation;
+use super::preparation::{Preparation, Ready};
 use super::prepared::{PrepareError, Prepared};
 use super::restore_json::{self, Identity, RestoreFile};
 use super::runtime::{Runtime, RuntimeError};
@@ -57,6 +60,8 @@ pub struct Thawed {
     pub image_digest: String,
     /// What the image wants done now.
     pub after_restore: Vec<RecordedHook>,
+    /// Brings the rest of its memory.
+    pub pager: Option<Pager>,
     /// How long each phase took.
     pub phases: Vec<Phase>,
     /// When it began, microseconds of CLOCK_MONOTONIC.
@@ -146,22 +151,20 @@ pub async fn is_checkpoint(runtime: &dyn Runtime, id: &str) -> bool {
 /// # Errors
 /// Nothing of the tree is left; the init is to start the command.
 pub async fn thaw(
-    engine: &Engine,
-    container: &Container,
+    engine: &Arc<Engine>,
+    container: &Arc<Container>,
     link: &mut Link,
     preparation: Preparation,
 ) -> Result<Thawed, ThawError> {
     let began_us = monotonic_us();
     let mut watch = Stopwatch::start("thaw");
-    let (prepared, seat) = preparation.complete(link.pid).await?;
-    let prepared = Arc::new(prepared);
+    let Ready { prepared, seat, pager, scratch, .. } = preparation.complete(engine, link.pid).await?;
     watch.lap("prepare");
 
     let (pid, carried) = (link.pid, prepared.clone());
     let laid_out = spawn_blocking(move || lay_out_volumes(&carried, pid)).await??;
     watch.lap("volumes");
 
-    let scratch = tempfile::tempdir_in(&engine.dirs.scratch).map_err(failed("make a scratch directory"))?;
     let addresses = netns::addresses(link.pid).map_err(failed("read the pod's addresses"))?;
     let (images, work) = {
         let (prepared, devices) = (prepared.clone(), policy::spec_devices(&container.info.spec));
@@ -175,6 +178,7 @@ pub async fn thaw(
     let mut options = RestoreOptions {
         connections: if keeps_connections(&prepared) { Connections::Keep } else { Connections::Close },
         log_level: LogLevel::Warnings,
+        lazy_pages: pager.is_some(),
         ..RestoreOptions::default()
     };
     for stdio in &prepared.record.stdio {
@@ -190,6 +194,9 @@ pub async fn thaw(
         && let Some(refusal) = link.request_lease(pidfd).await?
     {
         return Err(ThawError::Lease(refusal));
+    }
+    if let Some(pager) = &pager {
+        link.send(to_init::Kind::Pager(Default::default()), Some(pager.for_init())).await?;
     }
     watch.lap("lease");
 
@@ -217,6 +224,7 @@ pub async fn thaw(
         generation,
         image_digest: prepared.digest.clone(),
         after_restore: prepared.record.after_restore.clone(),
+        pager,
         phases: watch.phases(),
         began_us,
         done_us: monotonic_us(),
@@ -246,14 +254,14 @@ fn image_directory(
             rewrite.rebind(rebind);
         }
     }
-    let make = |name: &str| {
-        let path = scratch.join(name);
-        std::fs::create_dir(&path)?;
-        Ok(rustix::fs::open(&path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+    let open = |name: &str| {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(rustix::fs::open(scratch.join(name), flags, Mode::empty())?)
     };
-    let changed = make("images").map_err(failed("make a scratch directory"))?;
+    let changed = std::fs::create_dir(scratch.join("images")).and_then(|()| open("images"));
+    let changed = changed.map_err(failed("make a scratch directory"))?;
     rewrite.write_into(&changed).map_err(PrepareError::from)?;
-    Ok((prepared.with(&changed)?, make("work").map_err(failed("make a scratch directory"))?))
+    Ok((prepared.with(&changed)?, open("work").map_err(failed("open a scratch directory"))?))
 }
 
 /// Whether the state of established connections is in the image: only a freeze that keeps them writes it.

@@ -161,7 +161,7 @@ impl Checkpoint {
     /// A missing, shorter or longer file, by name.
     pub fn check_pages(&self, dirs: &[&ImageDir]) -> Result<(), ImageError> {
         for pages in self.pages() {
-            let name = ImageName::Pages(pages.pages_id).file_name();
+            let name = pages.file_name();
             let mut length = Err(ImageError::Missing { file: name.clone() });
             for dir in dirs {
                 length = dir.length(&name);
@@ -222,8 +222,7 @@ impl Checkpoint {
         let mut page_ids = HashSet::new();
         for pages in self.pages() {
             if !page_ids.insert(pages.pages_id) {
-                let name = ImageName::Pages(pages.pages_id).file_name();
-                return Err(ImageError::inconsistent(name, "two page maps describe it"));
+                return Err(ImageError::inconsistent(pages.file_name(), "two page maps describe it"));
             }
         }
         Ok(())
@@ -231,6 +230,11 @@ impl Checkpoint {
 }
 
 impl PagesFile {
+    /// Name of the file.
+    pub fn file_name(&self) -> String {
+        ImageName::Pages(self.pages_id).file_name()
+    }
+
     /// Length of the file, in bytes.
     pub fn bytes(&self) -> u64 {
         self.runs.iter().map(|run| run.pages() * PAGE_SIZE).sum()

@@ -24,6 +24,9 @@ impl World for Fake {
     fn has_api(&self) -> bool {
         false
     }
+    fn is_memory_pending(&self) -> bool {
+        false
+    }
     fn close_api_clients(&mut self) {}
     fn start(&mut self) -> Result<i32, u8> {
         self.starts += 1;
@@ -224,4 +227,25 @@ fn a_stop_with_a_code_that_is_none_is_137() {
     let stop = |code| Told::Stop(Exiting { code });
     assert_eq!(test.machine.told(stop(0), None, test.now), Break(0));
     assert_eq!(test.machine.told(stop(-1), None, test.now), Break(137));
+}
+
+#[test]
+fn a_thawed_application_does_not_outlive_its_pager() {
+    let mut test = Test::committed();
+    assert_eq!(test.done(), Continue(()));
+    assert_eq!(test.machine.memory_lost(test.now), Break(137));
+    assert_eq!(test.machine.world.starts, 0);
+}
+
+#[test]
+fn a_pager_that_ends_before_the_thaw_is_done_leads_to_a_cold_start() {
+    let mut test = Test::committed();
+    assert_eq!(test.machine.memory_lost(test.now), Continue(()));
+    assert_eq!(test.machine.world.starts, 1);
+    assert_eq!(test.done(), Continue(()));
+
+    let mut test = Test::leased();
+    assert_eq!(test.machine.memory_lost(test.now), Continue(()));
+    assert_eq!(test.machine.worker_ended(test.now), Continue(()));
+    assert_eq!(test.machine.world.starts, 1);
 }

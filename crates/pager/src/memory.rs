@@ -1,0 +1,302 @@
+//! The memory of one process: what it waits for, what it was told to forget, and what is brought to it.
+//!
+//! Exactness rests on one rule: every event is taken in before any page is served ([`Memory::take`]), and the kernel
+//! refuses to serve (`EAGAIN`) while there is an event that has not been read. So a page that was given up, moved or unmapped is never
+//! filled with what was in it, and a child is given exactly the pages that its parent had not got when it forked.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::rc::Rc;
+
+use rustix::io::Errno;
+use woodfrog_protocol::pager::{Process, Span};
+use woodfrog_sys::mapping::Mapping;
+use woodfrog_sys::userfault::{Event, Partly, Userfault};
+
+use crate::pending::{Pending, clip};
+
+/// Bytes of a page.
+pub(crate) const PAGE: u64 = 4096;
+/// How much around a page that is waited for comes with it, at most: a batch costs little more than a page.
+const AROUND: u64 = 64 << 10;
+/// The same while it is recorded what is wanted.
+const AROUND_RECORDED: u64 = 16 << 10;
+/// Zeros given at once to who writes on and on.
+const ZEROS: &[u8] = &[0; 64 << 10];
+
+/// How serving went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Served {
+    /// As asked.
+    Well,
+    /// An event has to be taken in first, or the memory is not mapped yet.
+    Later,
+}
+
+/// The process cannot be served.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {what} at {address:#x} of process {pid}: {errno}")]
+pub(crate) struct ServeError {
+    what: &'static str,
+    address: u64,
+    pid: i32,
+    errno: Errno,
+}
+
+/// What has been done for a process.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) copied: u64,
+    pub(crate) faults: u64,
+    pub(crate) zero_faults: u64,
+}
+
+/// One process.
+pub(crate) struct Memory {
+    pub(crate) pid: i32,
+    userfault: Userfault,
+    pages: Rc<Mapping>,
+    pub(crate) pending: Pending,
+    /// Faults that are not answered yet: page and whether it is to be written.
+    waiting: Vec<(u64, bool)>,
+    /// What is known to be wanted first.
+    first: VecDeque<Span>,
+    /// Up to where everything else has been filled in.
+    cursor: u64,
+    /// Where the last zeros were given to a writer, and how many.
+    zeros: (u64, u64),
+    /// The page that was not to be found at the last attempt, if no event has been taken in since.
+    missing: Option<u64>,
+    /// CRIU has mapped everything.
+    pub(crate) mapped: bool,
+    /// The process has ended.
+    pub(crate) gone: bool,
+    /// What it wanted, if that is recorded.
+    pub(crate) wanted: Option<Vec<Span>>,
+    pub(crate) counts: Counts,
+}
+
+impl Memory {
+    /// A process as CRIU hands it over.
+    pub(crate) fn new(userfault: Userfault, process: &Process, pages: Rc<Mapping>, record: bool) -> Self {
+        let mut pending = Pending::default();
+        for run in &process.runs {
+            pending.insert(*run);
+        }
+        Self {
+            pid: process.pid,
+            userfault,
+            pages,
+            pending,
+            waiting: Vec::new(),
+            first: process.first.iter().copied().collect(),
+            cursor: 0,
+            zeros: (0, 0),
+            missing: None,
+            mapped: false,
+            gone: false,
+            wanted: record.then(Vec::new),
+            counts: Counts::default(),
+        }
+    }
+
+    /// A child of it, at the moment of the fork.
+    fn child(&self, userfault: Userfault) -> Self {
+        Self {
+            pid: self.pid,
+            userfault,
+            pages: self.pages.clone(),
+            pending: self.pending.clone(),
+            // The parent's threads wait for the parent's pages.
+            waiting: Vec::new(),
+            first: VecDeque::new(),
+            cursor: 0,
+            zeros: (0, 0),
+            missing: None,
+            mapped: true,
+            gone: false,
+            wanted: None,
+            counts: Counts::default(),
+        }
+    }
+
+    /// Its userfaultfd.
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.userfault.as_fd()
+    }
+
+    /// Whether somebody waits for a page.
+    pub(crate) fn is_waited_for(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Takes all events in; children that were forked meanwhile.
+    pub(crate) fn take(&mut self) -> Result<Vec<Self>, ServeError> {
+        let mut children = Vec::new();
+        loop {
+            let event = self.userfault.next().map_err(|errno| self.failed("read an event", 0, errno))?;
+            if !matches!(event, None | Some(Event::Fault { .. })) {
+                self.missing = None;
+            }
+            match event {
+                None => return Ok(children),
+                Some(Event::Fault { address, write }) => {
+                    self.counts.faults += 1;
+                    self.waiting.push((address & !(PAGE - 1), write));
+                }
+                Some(Event::Fork(userfault)) => children.push(self.child(userfault)),
+                Some(Event::Remap { from, to, length }) => self.pending.relocate(from, to, length),
+                Some(Event::Remove { start, end } | Event::Unmap { start, end }) => {
+                    self.pending.remove(start, end);
+                }
+            }
+        }
+    }
+
+    /// Answers all faults.
+    pub(crate) fn answer(&mut self) -> Result<Served, ServeError> {
+        while let Some(&(page, write)) = self.waiting.last() {
+            if self.gone {
+                self.waiting.clear();
+            } else if self.answer_one(page, write)? == Served::Later {
+                return Ok(Served::Later);
+            } else {
+                self.waiting.pop();
+            }
+        }
+        Ok(Served::Well)
+    }
+
+    fn answer_one(&mut self, page: u64, write: bool) -> Result<Served, ServeError> {
+        let Some(run) = self.pending.at(page) else {
+            self.counts.zero_faults += 1;
+            return self.give_zeros(page, write);
+        };
+        let around = if self.wanted.is_some() { AROUND_RECORDED } else { AROUND };
+        let window = page & !(around - 1);
+        let batch = clip(run, window, window + around);
+        let end = batch.start + batch.length;
+        if let Some(wanted) = &mut self.wanted {
+            wanted.push(Span { start: batch.start, length: batch.length });
+        }
+        // The page itself first, with what follows it: that is what its thread waits for.
+        if self.bring(page, end)? == Served::Later {
+            return Ok(Served::Later);
+        }
+        // What lies before it is a favour.
+        self.bring(batch.start, page)?;
+        Ok(Served::Well)
+    }
+
+    /// Fills in up to `length` bytes that nobody has asked for yet, or says that there are none, or not yet.
+    pub(crate) fn fill(&mut self, length: u64) -> Result<Served, ServeError> {
+        while let Some(span) = self.first.front().copied() {
+            let end = span.start + span.length;
+            let Some(run) = self.pending.from(span.start).filter(|run| run.start < end) else {
+                self.first.pop_front();
+                continue;
+            };
+            let run = clip(run, run.start, end.min(run.start + length));
+            return self.bring(run.start, run.start + run.length);
+        }
+        // Behind the cursor there may be what was moved there.
+        let next = self.pending.from(self.cursor).or_else(|| self.pending.from(0));
+        let Some(run) = next else { return Ok(Served::Well) };
+        let end = run.start + run.length.min(length);
+        self.cursor = end;
+        self.bring(run.start, end)
+    }
+
+    /// Copies the pages from `start` up to `end`, which are pending and lie in one run.
+    fn bring(&mut self, start: u64, end: u64) -> Result<Served, ServeError> {
+        let mut at = start;
+        let mut most = end.saturating_sub(start);
+        while at < end && !self.gone {
+            // A part of it may have gone when another was tried.
+            let Some(run) = self.pending.at(at) else {
+                at += PAGE;
+                continue;
+            };
+            let part = clip(run, at, end.min(at + most));
+            let bytes = self.pages.read(part.offset, part.length);
+            let bytes = bytes.ok_or_else(|| self.failed("find the page", at, Errno::NXIO))?;
+            let (done, errno) = match self.userfault.copy(at, bytes) {
+                Ok(()) => (part.length, None),
+                Err(Partly { done, errno }) => (done, Some(errno)),
+            };
+            self.pending.remove(at, at + done);
+            self.counts.copied += done;
+            at += done;
+            match errno {
+                None => most = end - at,
+                Some(Errno::EXIST) => {
+                    self.pending.remove(at, at + PAGE);
+                    self.wake(at);
+                    at += PAGE;
+                }
+                Some(Errno::AGAIN | Errno::NOMEM) => return Ok(Served::Later),
+                Some(Errno::SRCH) => self.gone = true,
+                // The range lies in several mappings, or in none.
+                Some(Errno::NOENT) if part.length - done > PAGE => {
+                    most = ((part.length - done) / 2).next_multiple_of(PAGE);
+                }
+                Some(Errno::NOENT) => return self.not_mapped(at),
+                Some(errno) => return Err(self.failed("copy a page", at, errno)),
+            }
+        }
+        Ok(Served::Well)
+    }
+
+    /// No memory that is served is there: it is yet to be mapped, has been moved by a call whose event comes now, or was not
+    /// given to a child (`MADV_DONTFORK`). Only in the last case it is missing twice without an event in between, for the kernel
+    /// answers `EAGAIN` from the beginning of a change until its event has been read.
+    fn not_mapped(&mut self, page: u64) -> Result<Served, ServeError> {
+        if self.mapped && self.missing == Some(page) {
+            self.missing = None;
+            self.pending.remove(page, page + PAGE);
+            self.wake(page);
+            return Ok(Served::Well);
+        }
+        self.missing = Some(page);
+        Ok(Served::Later)
+    }
+
+    fn give_zeros(&mut self, page: u64, write: bool) -> Result<Served, ServeError> {
+        let result = if write {
+            let given = if self.zeros.0 == page { (self.zeros.1 * 2).min(ZEROS.len() as u64) } else { PAGE };
+            let end = self.pending.from(page).map_or(page + given, |run| run.start.min(page + given));
+            self.zeros = (end, end - page);
+            self.userfault.copy(page, &ZEROS[..(end - page) as usize])
+        } else {
+            self.userfault.zero(page, PAGE)
+        };
+        match result {
+            Ok(()) => Ok(Served::Well),
+            Err(Partly { done, .. }) if done > 0 => Ok(Served::Well),
+            Err(Partly { errno: Errno::AGAIN | Errno::NOMEM, .. }) => Ok(Served::Later),
+            Err(Partly { errno: Errno::SRCH, .. }) => {
+                self.gone = true;
+                Ok(Served::Well)
+            }
+            // There already, the mapping ends behind this page, or it has gone: its thread tries again and comes back, or not.
+            Err(Partly { errno: Errno::EXIST | Errno::NOENT, .. }) => {
+                self.zeros = (0, 0);
+                if write && self.userfault.copy(page, &ZEROS[..PAGE as usize]).is_ok() {
+                    return Ok(Served::Well);
+                }
+                self.wake(page);
+                Ok(Served::Well)
+            }
+            Err(Partly { errno, .. }) => Err(self.failed("give zeros", page, errno)),
+        }
+    }
+
+    fn wake(&self, page: u64) {
+        // Fails only where nobody can wait.
+        let _ = self.userfault.wake(page, PAGE);
+    }
+
+    fn failed(&self, what: &'static str, address: u64, errno: Errno) -> ServeError {
+        ServeError { what, address, pid: self.pid, errno }
+    }
+}

@@ -1,0 +1,336 @@
+//! The pager's loop.
+//!
+//! ```text
+//!   CRIU ──pid + userfaultfd, …──► Memory (one a process) ──"RSTF": the threads run now──► mapped
+//!                                    │
+//!        ┌── poll ◄──────────────────┤  1. events in   2. faults answered   3. a piece filled in
+//!        └──────────────────────────►│
+//!                                    └─ nothing is pending ──► COMPLETE to init, report, end
+//! ```
+//!
+//! What CRIU sends is in `criu/uffd.c` (`send_uffd`, `lazy_pages_finish_restore`).
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::SocketFlags;
+use rustix::time::ClockId;
+use woodfrog_protocol::pager::{COMPLETE, HOLD, Plan, Report, Wanted};
+use woodfrog_sys::mapping::Mapping;
+use woodfrog_sys::scm;
+use woodfrog_sys::userfault::Userfault;
+
+use crate::memory::{Counts, Memory, ServeError, Served};
+
+/// What is filled in unasked between two looks at what is asked for: while nobody asks, and while somebody does.
+const PIECE: u64 = 512 << 10;
+const SMALL_PIECE: u64 = 64 << 10;
+/// How long after a fault the next one is expected.
+const BUSY: Duration = Duration::from_millis(1);
+/// How long to wait for what has to be waited for without an event: a mapping, memory.
+const PAUSE: Duration = Duration::from_micros(200);
+/// A recording ends when nothing was wanted for so long, and in any case after the second time.
+const QUIET: Duration = Duration::from_millis(150);
+const RECORDING: Duration = Duration::from_secs(2);
+/// `LAZY_PAGES_RESTORE_FINISHED`.
+const FINISHED: u32 = 0x5253_5446;
+
+/// Why the application cannot have all of its memory.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PagerError {
+    /// CRIU has gone before it had restored everything.
+    #[error("CRIU has given the restore up")]
+    Criu,
+    /// CRIU restores a process of which the plan knows nothing.
+    #[error("CRIU restores process {0}, which is not in the plan")]
+    UnknownProcess(i32),
+    /// init is not there any more.
+    #[error("the container has ended")]
+    Ended,
+    /// A process.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// A socket.
+    #[error("cannot {0}: {1}")]
+    Socket(&'static str, Errno),
+}
+
+fn socket(what: &'static str) -> impl FnOnce(Errno) -> PagerError {
+    move |errno| PagerError::Socket(what, errno)
+}
+
+/// CRIU's end of the conversation.
+enum Criu {
+    /// It has not connected yet.
+    Awaited(OwnedFd),
+    /// It restores.
+    Connected { socket: OwnedFd, process: Option<i32> },
+    /// The threads run.
+    Finished,
+}
+
+/// A pager at work.
+pub(crate) struct Pager {
+    plan: Plan,
+    pages: Vec<Rc<Mapping>>,
+    criu: Criu,
+    init: OwnedFd,
+    processes: VecDeque<Memory>,
+    /// Of processes that have ended.
+    counts: Counts,
+    wanted: Vec<Wanted>,
+    last_fault: Option<Instant>,
+    recording: Option<Instant>,
+    total: u64,
+    report: Report,
+}
+
+impl Pager {
+    /// A pager for what is planned, with the page file of each process mapped.
+    pub(crate) fn new(plan: Plan, pages: Vec<Mapping>, listener: OwnedFd, init: OwnedFd) -> Self {
+        let total = plan.processes.iter().flat_map(|process| &process.runs).map(|run| run.length).sum();
+        Self {
+            plan,
+            pages: pages.into_iter().map(Rc::new).collect(),
+            criu: Criu::Awaited(listener),
+            init,
+            processes: VecDeque::new(),
+            counts: Counts::default(),
+            wanted: Vec::new(),
+            last_fault: None,
+            recording: None,
+            total,
+            report: Report::default(),
+        }
+    }
+
+    /// Serves until all memory is there.
+    pub(crate) fn run(mut self) -> Result<Report, PagerError> {
+        let mut pause = None;
+        loop {
+            self.wait(pause)?;
+            if matches!(self.criu, Criu::Finished) {
+                self.is_init_there()?;
+            } else {
+                self.hear_criu()?;
+            }
+            let later = self.serve()?;
+            self.bury();
+            let finished = matches!(self.criu, Criu::Finished);
+            let left: u64 = self.processes.iter().map(|memory| memory.pending.bytes()).sum();
+            if finished && self.report.nearly_us == 0 && left <= self.total / 100 {
+                self.report.nearly_us = monotonic_us();
+            }
+            if finished && left == 0 && !self.processes.iter().any(Memory::is_waited_for) {
+                return self.complete();
+            }
+            pause = match (self.fill()?, later) {
+                // Only CRIU or a process can bring something to do.
+                (None, Served::Well) => None,
+                (Some(Served::Well), Served::Well) => Some(Duration::ZERO),
+                _ => Some(PAUSE),
+            };
+        }
+    }
+
+    /// Sleeps until something happens, or for so long.
+    fn wait(&self, pause: Option<Duration>) -> Result<(), PagerError> {
+        let criu = match &self.criu {
+            Criu::Awaited(socket) | Criu::Connected { socket, .. } => Some(socket.as_fd()),
+            Criu::Finished => None,
+        };
+        let descriptors = criu.into_iter().chain([self.init.as_fd()]);
+        let descriptors = descriptors.chain(self.processes.iter().map(Memory::descriptor));
+        let mut entries: Vec<_> =
+            descriptors.map(|descriptor| PollFd::from_borrowed_fd(descriptor, PollFlags::IN)).collect();
+        let timeout = pause.and_then(|pause| Timespec::try_from(pause).ok());
+        match poll(&mut entries, timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(errno) => Err(socket("wait")(errno)),
+        }
+    }
+
+    /// Takes in what CRIU says, as far as it has come.
+    fn hear_criu(&mut self) -> Result<(), PagerError> {
+        while is_readable(match &self.criu {
+            Criu::Awaited(socket) | Criu::Connected { socket, .. } => socket.as_fd(),
+            Criu::Finished => return Ok(()),
+        }) {
+            match &mut self.criu {
+                Criu::Awaited(listener) => {
+                    let flags = SocketFlags::CLOEXEC;
+                    let socket =
+                        rustix::net::accept_with(&*listener, flags).map_err(socket("accept CRIU"))?;
+                    self.criu = Criu::Connected { socket, process: None };
+                }
+                Criu::Connected { socket: stream, process } => match process.take() {
+                    None => match word(stream.as_fd())? {
+                        FINISHED => return self.release(),
+                        // A negative number is a zombie, which has no memory.
+                        said if said.cast_signed() > 0 => *process = Some(said.cast_signed()),
+                        _ => {}
+                    },
+                    Some(pid) => {
+                        let mut byte = [0];
+                        let received = scm::receive(stream.as_fd(), &mut byte);
+                        let mut received = received.map_err(socket("hear CRIU"))?;
+                        let descriptor = received.descriptors.pop().ok_or(PagerError::Criu)?;
+                        self.begin(pid, Userfault::new(descriptor))?;
+                    }
+                },
+                Criu::Finished => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, pid: i32, userfault: Userfault) -> Result<(), PagerError> {
+        let mut planned = self.plan.processes.iter().zip(&self.pages);
+        let (process, pages) =
+            planned.find(|(process, _)| process.pid == pid).ok_or(PagerError::UnknownProcess(pid))?;
+        self.hold(userfault.as_fd())?;
+        self.processes.push_back(Memory::new(userfault, process, pages.clone(), self.plan.record));
+        Ok(())
+    }
+
+    /// The threads are about to run.
+    fn release(&mut self) -> Result<(), PagerError> {
+        self.criu = Criu::Finished;
+        self.report.released_us = monotonic_us();
+        self.recording = self.plan.record.then(Instant::now);
+        for memory in &mut self.processes {
+            memory.mapped = true;
+        }
+        Ok(())
+    }
+
+    /// Gives init a descriptor to hold: should this process die, whoever waits for a page goes on waiting.
+    fn hold(&self, userfault: BorrowedFd<'_>) -> Result<(), PagerError> {
+        scm::send(self.init.as_fd(), HOLD, &[userfault]).map(drop).map_err(socket("tell init"))
+    }
+
+    /// Its end of the socket closes with the container.
+    fn is_init_there(&self) -> Result<(), PagerError> {
+        if is_readable(self.init.as_fd()) { Err(PagerError::Ended) } else { Ok(()) }
+    }
+
+    /// Takes all events in and answers all faults. Whether something has to wait.
+    fn serve(&mut self) -> Result<Served, PagerError> {
+        let mut later = Served::Well;
+        let mut index = 0;
+        while index < self.processes.len() {
+            let memory = &mut self.processes[index];
+            let faults = memory.counts.faults;
+            let children = memory.take()?;
+            if memory.counts.faults > faults {
+                self.last_fault = Some(Instant::now());
+            }
+            if memory.answer()? == Served::Later {
+                later = Served::Later;
+            }
+            for child in children {
+                self.hold(child.descriptor())?;
+                self.processes.push_back(child);
+            }
+            index += 1;
+        }
+        Ok(later)
+    }
+
+    /// Fills in a piece of the memory of some process; none if there is none to be filled in now.
+    fn fill(&mut self) -> Result<Option<Served>, PagerError> {
+        if matches!(self.criu, Criu::Awaited(_)) || self.is_recording() {
+            return Ok(self.recording.map(|_| Served::Later));
+        }
+        let busy = self.last_fault.is_some_and(|fault| fault.elapsed() < BUSY);
+        let piece = if busy { SMALL_PIECE } else { PIECE };
+        // In turn.
+        self.processes.rotate_left(usize::from(self.processes.len() > 1));
+        let Some(memory) = self.processes.iter_mut().find(|memory| memory.pending.bytes() > 0) else {
+            return Ok(None);
+        };
+        Ok(Some(memory.fill(piece)?))
+    }
+
+    /// Whether the processes are still let ask.
+    fn is_recording(&mut self) -> bool {
+        if self.plan.record && !matches!(self.criu, Criu::Finished) {
+            return true;
+        }
+        let Some(began) = self.recording else { return false };
+        let quiet = self.last_fault.map_or(began, |fault| fault.max(began)).elapsed() > QUIET;
+        if quiet || began.elapsed() > RECORDING {
+            self.recording = None;
+            for memory in &mut self.processes {
+                let spans = memory.wanted.take().unwrap_or_default();
+                self.wanted.push(Wanted { pid: memory.pid, spans });
+            }
+        }
+        self.recording.is_some()
+    }
+
+    /// Forgets processes that have ended, and those that need nothing more.
+    fn bury(&mut self) {
+        let counts = &mut self.counts;
+        self.processes.retain(|memory| {
+            if memory.gone {
+                counts.copied += memory.counts.copied;
+                counts.faults += memory.counts.faults;
+                counts.zero_faults += memory.counts.zero_faults;
+            }
+            !memory.gone
+        });
+    }
+
+    fn complete(mut self) -> Result<Report, PagerError> {
+        // With the last descriptor the kernel forgets that anything was served here.
+        for memory in std::mem::take(&mut self.processes) {
+            self.counts.copied += memory.counts.copied;
+            self.counts.faults += memory.counts.faults;
+            self.counts.zero_faults += memory.counts.zero_faults;
+        }
+        scm::send(self.init.as_fd(), COMPLETE, &[]).map_err(socket("tell init"))?;
+        let cpu = rustix::time::clock_gettime(ClockId::ProcessCPUTime);
+        Ok(Report {
+            copied: self.counts.copied,
+            faults: self.counts.faults,
+            zero_faults: self.counts.zero_faults,
+            complete_us: monotonic_us(),
+            cpu_us: micros(cpu),
+            wanted: self.wanted,
+            ..self.report
+        })
+    }
+}
+
+/// The next number that CRIU says.
+fn word(stream: BorrowedFd<'_>) -> Result<u32, PagerError> {
+    let mut bytes = [0; 4];
+    let mut got = 0;
+    while got < bytes.len() {
+        match rustix::io::read(stream, &mut bytes[got..]) {
+            Ok(0) => return Err(PagerError::Criu),
+            Ok(length) => got += length,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(socket("hear CRIU")(errno)),
+        }
+    }
+    Ok(u32::from_ne_bytes(bytes))
+}
+
+fn is_readable(descriptor: BorrowedFd<'_>) -> bool {
+    let mut entry = [PollFd::from_borrowed_fd(descriptor, PollFlags::IN)];
+    matches!(poll(&mut entry, Some(&Timespec::default())), Ok(1))
+}
+
+fn monotonic_us() -> u64 {
+    micros(rustix::time::clock_gettime(ClockId::Monotonic))
+}
+
+fn micros(time: Timespec) -> u64 {
+    time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1_000
+}
