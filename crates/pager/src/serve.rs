@@ -265,12 +265,17 @@ impl Pager {
         let quiet = self.last_fault.map_or(began, |fault| fault.max(began)).elapsed() > QUIET;
         if quiet || began.elapsed() > RECORDING {
             self.recording = None;
-            for memory in &mut self.processes {
-                let spans = memory.wanted.take().unwrap_or_default();
+            self.note_wanted();
+        }
+        self.recording.is_some()
+    }
+
+    fn note_wanted(&mut self) {
+        for memory in &mut self.processes {
+            if let Some(spans) = memory.wanted.take() {
                 self.wanted.push(Wanted { pid: memory.pid, spans });
             }
         }
-        self.recording.is_some()
     }
 
     /// Forgets processes that have ended, and those that need nothing more.
@@ -287,6 +292,7 @@ impl Pager {
     }
 
     fn complete(mut self) -> Result<Report, PagerError> {
+        self.note_wanted();
         // With the last descriptor the kernel forgets that anything was served here.
         for memory in std::mem::take(&mut self.processes) {
             self.counts.copied += memory.counts.copied;

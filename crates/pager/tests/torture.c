@@ -1,0 +1,244 @@
+// A process whose memory a pager brings, as CRIU would hand it over, and that does with its memory whatever it likes.
+//
+//   torture SOCKET PAGES SEED ROUNDS [hold]
+//
+// Page I of the region holds the words of word(I, …) as it was "dumped": the test has written the same into the page file. Every
+// operation is checked at once against a table of what each page should hold. "ok" and exit 0, or a line that says what was wrong.
+// With "hold" it reads one page after the other, tells each on standard output, and says "all" at the end.
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define PAGE 4096ul
+#define BASE ((char *)0x200000000000ul)
+#define FINISHED 0x52535446u
+#define WORKERS 4
+
+enum kind { IMAGE, ZERO, OWN };
+// `split`: it may be a mapping of its own. Only what is one mapping is moved: several may be moved in part.
+struct page { char *at; enum kind kind; uint64_t value; int split; };
+
+static unsigned long pages;
+static uint64_t seed;
+
+static uint64_t word(uint64_t page, uint64_t index) {
+    uint64_t x = (page << 20) + index + 0x9e3779b97f4a7c15ul;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ul;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebul;
+    return x ^ (x >> 31);
+}
+
+static void fail(const char *what, unsigned long page, uint64_t is, uint64_t should) {
+    printf("%s of page %lu: %016lx where %016lx should be (%s)\n", what, page, is, should, strerror(errno));
+    fflush(stdout);
+    _exit(1);
+}
+
+static void must(int ok, const char *what) {
+    if (!ok) {
+        printf("%s: %s\n", what, strerror(errno));
+        fflush(stdout);
+        _exit(1);
+    }
+}
+
+static void check(const struct page *table, unsigned long page, const char *what) {
+    const struct page *p = &table[page];
+    if (!p->at) return;
+    const uint64_t *words = (const uint64_t *)p->at;
+    for (unsigned i = 0; i < PAGE / 8; i += 37) {
+        uint64_t should = p->kind == IMAGE ? word(page, i) : p->kind == ZERO ? 0 : p->value;
+        if (words[i] != should) fail(what, page, words[i], should);
+    }
+}
+
+static void write_page(struct page *p, uint64_t value) {
+    for (unsigned i = 0; i < PAGE / 8; i++) ((uint64_t *)p->at)[i] = value;
+    p->kind = OWN;
+    p->value = value;
+}
+
+static uint64_t next(uint64_t *state) {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    return *state;
+}
+
+// Each worker owns every WORKERS-th block of 16 pages, so that its table needs no lock; the kernel's locks are shared by all.
+struct worker { int number; long rounds; struct page *table; };
+static _Atomic unsigned long elsewhere = 0;
+
+static void *work(void *argument) {
+    struct worker *w = argument;
+    uint64_t random = seed * 1000003 + w->number * 7919 + 1;
+    unsigned long blocks = pages / 16 / WORKERS;
+    for (long round = 0; round < w->rounds; round++) {
+        unsigned long first = ((next(&random) % blocks) * WORKERS + w->number) * 16;
+        unsigned long offset = next(&random) % 16, count = 1 + next(&random) % (16 - offset);
+        struct page *p = &w->table[first + offset];
+        switch (next(&random) % 8) {
+        case 0: // read
+            for (unsigned long i = 0; i < count; i++) check(w->table, first + offset + i, "read");
+            break;
+        case 1: // write
+            for (unsigned long i = 0; i < count; i++)
+                if (p[i].at) write_page(&p[i], next(&random));
+            break;
+        case 2: // give up: zeros from then on
+            for (unsigned long i = 0; i < count; i++)
+                if (p[i].at) {
+                    must(!madvise(p[i].at, PAGE, MADV_DONTNEED), "madvise");
+                    p[i].kind = ZERO;
+                    check(w->table, first + offset + i, "page given up");
+                }
+            break;
+        case 3: // move the whole block elsewhere
+            if (w->table[first].at == BASE + first * PAGE) {
+                int whole = 1;
+                for (int i = 0; i < 16; i++)
+                    whole &= w->table[first + i].at == BASE + (first + i) * PAGE && !w->table[first + i].split;
+                if (!whole) break;
+                char *to = BASE + (1ul << 40) + PAGE * 32 * elsewhere++;
+                void *at = mremap(w->table[first].at, 16 * PAGE, 16 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to);
+                must(at == to, "mremap");
+                for (int i = 0; i < 16; i++) w->table[first + i].at = to + i * PAGE;
+                check(w->table, first + next(&random) % 16, "page moved");
+            }
+            break;
+        case 4: // unmap, and map something new in its place
+            if (p->at) {
+                p->split = 1;
+                must(!munmap(p->at, PAGE), "munmap");
+                if (next(&random) % 2) {
+                    void *at = mmap(p->at, PAGE, PROT_READ | PROT_WRITE,
+                                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+                    must(at == p->at, "mmap");
+                    p->kind = ZERO;
+                    check(w->table, first + offset, "new page");
+                } else {
+                    p->at = 0;
+                }
+            }
+            break;
+        case 5: // protect and unprotect: mappings split
+            if (p->at) {
+                p->split = 1;
+                must(!mprotect(p->at, PAGE, PROT_READ), "mprotect");
+                check(w->table, first + offset, "protected page");
+                must(!mprotect(p->at, PAGE, PROT_READ | PROT_WRITE), "mprotect");
+            }
+            break;
+        case 6: // a system call reads it
+            if (p->at && p->kind == IMAGE) {
+                int pipes[2];
+                uint64_t got[PAGE / 8];
+                must(!pipe2(pipes, O_CLOEXEC), "pipe");
+                must(write(pipes[1], p->at, PAGE) == (ssize_t)PAGE, "write of a page");
+                must(read(pipes[0], got, PAGE) == (ssize_t)PAGE, "read of a page");
+                if (got[5] != word(first + offset, 5)) fail("system call", first + offset, got[5], word(first + offset, 5));
+                close(pipes[0]);
+                close(pipes[1]);
+            }
+            break;
+        case 7: // a child sees what its parent had, and what it writes is its own
+            if (next(&random) % 16 == 0) {
+                pid_t child = fork();
+                must(child >= 0, "fork");
+                if (child == 0) {
+                    for (unsigned long b = 0; b < blocks; b += 1 + blocks / 32) {
+                        unsigned long mine = (b * WORKERS + w->number) * 16;
+                        for (int i = 0; i < 16; i++) check(w->table, mine + i, "child's read");
+                        if (w->table[mine].at) write_page(&w->table[mine], 42);
+                    }
+                    _exit(0);
+                }
+                int status;
+                must(waitpid(child, &status, 0) == child, "waitpid");
+                if (status != 0) {
+                    printf("child ended with %x\n", status);
+                    fflush(stdout);
+                    _exit(1);
+                }
+            }
+            break;
+        }
+    }
+    return 0;
+}
+
+static void hand_over(const char *path, int userfault) {
+    int sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    struct sockaddr_un address = { .sun_family = AF_UNIX };
+    strncpy(address.sun_path, path, sizeof address.sun_path - 1);
+    must(!connect(sock, (void *)&address, sizeof address), "connect");
+    int32_t zombie = -7, pid = 300;
+    must(send(sock, &zombie, 4, 0) == 4 && send(sock, &pid, 4, 0) == 4, "send");
+    char byte = 0, control[CMSG_SPACE(sizeof(int))] = { 0 };
+    struct iovec vector = { &byte, 1 };
+    struct msghdr message = { .msg_iov = &vector, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control };
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof(int));
+    memcpy(CMSG_DATA(header), &userfault, sizeof(int));
+    must(sendmsg(sock, &message, 0) == 1, "send the descriptor");
+    // The first ranges are asked for before they are registered; a pager has to try again.
+    usleep(2000);
+    struct uffdio_register range = { .range = { (unsigned long)BASE, pages * PAGE }, .mode = UFFDIO_REGISTER_MODE_MISSING };
+    must(!ioctl(userfault, UFFDIO_REGISTER, &range), "UFFDIO_REGISTER");
+    uint32_t finished = FINISHED;
+    must(send(sock, &finished, 4, 0) == 4, "send");
+    close(sock);
+    close(userfault);
+}
+
+int main(int count, char **arguments) {
+    if (count < 5) return 2;
+    pages = strtoul(arguments[2], 0, 0);
+    seed = strtoul(arguments[3], 0, 0);
+    long rounds = strtol(arguments[4], 0, 0);
+    int hold = count > 5;
+    // The process must not touch the region before it is served.
+    struct page *table = calloc(pages, sizeof *table);
+    for (unsigned long i = 0; i < pages; i++) table[i] = (struct page){ BASE + i * PAGE, IMAGE, 0, 0 };
+    void *at = mmap(BASE, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE | MAP_NORESERVE, -1, 0);
+    must(at == BASE, "mmap");
+    int userfault = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+    must(userfault >= 0, "userfaultfd");
+    struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP };
+    must(!ioctl(userfault, UFFDIO_API, &api), "UFFDIO_API");
+    hand_over(arguments[1], userfault);
+    if (hold) {
+        for (unsigned long i = 0; i < pages; i++) {
+            check(table, i, "read");
+            printf("%lu\n", i);
+            fflush(stdout);
+        }
+        printf("all\n");
+        return 0;
+    }
+    pthread_t threads[WORKERS];
+    struct worker workers[WORKERS];
+    for (int i = 0; i < WORKERS; i++) {
+        workers[i] = (struct worker){ i, rounds, table };
+        must(!pthread_create(&threads[i], 0, work, &workers[i]), "pthread_create");
+    }
+    for (int i = 0; i < WORKERS; i++) pthread_join(threads[i], 0);
+    for (unsigned long i = 0; i < pages; i++) check(table, i, "last read");
+    printf("ok\n");
+    return 0;
+}

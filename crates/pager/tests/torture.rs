@@ -1,0 +1,209 @@
+//! The pager, with a process (`torture.c`) that hands its memory over as CRIU does and then does with it whatever it likes.
+#![forbid(unsafe_code)]
+
+use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader, Read as _, Seek as _, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+
+use prost::Message as _;
+use rustix::fs::{MemfdFlags, Mode, OFlags};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::process::{Pid, Signal};
+use woodfrog_protocol::pager::{COMPLETE, HOLD, Plan, Process, Report, Run, Span};
+use woodfrog_sys::process::{Place, Program};
+use woodfrog_sys::{scm, userfault};
+
+const PAGE: u64 = 4096;
+const BASE: u64 = 0x2000_0000_0000;
+const PAGES: u64 = 4096;
+
+/// A pager, and what is at its other ends.
+struct Paging {
+    dir: tempfile::TempDir,
+    pager: woodfrog_sys::process::Child,
+    init: OwnedFd,
+    report: File,
+}
+
+impl Paging {
+    /// A pager for a process 300; `hurried` knows what will be wanted first, `record` asks what was.
+    fn start(first: Vec<Span>, record: bool) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        write_pages(&dir.path().join("pages-1.img"));
+        // Two runs that meet in memory, and lie apart in the file.
+        let half = PAGES / 2 * PAGE;
+        let runs = vec![
+            Run { start: BASE, length: half, offset: half },
+            Run { start: BASE + half, length: half, offset: 0 },
+        ];
+        let process = Process { pid: 300, file: "pages-1.img".into(), length: 2 * half, runs, first };
+        let plan = Plan { processes: vec![process], record };
+        let mut file = File::from(rustix::fs::memfd_create("plan", MemfdFlags::CLOEXEC).unwrap());
+        file.write_all(&plan.encode_to_vec()).unwrap();
+        file.rewind().unwrap();
+        let listener = UnixListener::bind(dir.path().join("lazy-pages.socket")).unwrap();
+        let pages = File::open(dir.path()).unwrap();
+        let (init, theirs) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                .unwrap();
+        let (report, said) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        let binary = File::open(env!("CARGO_BIN_EXE_woodfrog-pager")).unwrap();
+        let stderr = std::io::stderr();
+        let mut program = Program::new(binary.as_fd(), [null.as_fd(), said.as_fd(), stderr.as_fd()]);
+        program.argument(c"woodfrog-pager".to_owned());
+        for given in [file.as_fd(), listener.as_fd(), theirs.as_fd(), pages.as_fd()] {
+            program.descriptor(given);
+        }
+        let pager = program.start(&Place::default()).unwrap();
+        Self { dir, pager, init, report: report.into() }
+    }
+
+    fn torture(&self, seed: u64, rounds: u64, more: &[&str]) -> Child {
+        Command::new(program())
+            .arg(self.dir.path().join("lazy-pages.socket"))
+            .args([PAGES, seed, rounds].map(|number| number.to_string()))
+            .args(more)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap()
+    }
+
+    /// What the init is told until the end: how many descriptors it was given to hold, and whether all memory came.
+    fn told(&self) -> (Vec<OwnedFd>, bool) {
+        let (mut held, mut complete) = (Vec::new(), false);
+        loop {
+            let mut message = [0];
+            let received = scm::receive(self.init.as_fd(), &mut message).unwrap();
+            match &message[..received.bytes] {
+                [] => return (held, complete),
+                said if said == HOLD => held.extend(received.descriptors),
+                said => complete = said == COMPLETE,
+            }
+        }
+    }
+
+    fn report(&mut self) -> Report {
+        let mut bytes = Vec::new();
+        self.report.read_to_end(&mut bytes).unwrap();
+        assert_eq!(self.pager.wait().unwrap().exit_status(), Some(0));
+        Report::decode(&*bytes).unwrap()
+    }
+}
+
+/// The memory as it was "dumped": the second half of the region first.
+fn write_pages(path: &Path) {
+    let pages = (PAGES / 2..PAGES).chain(0..PAGES / 2);
+    let words = pages.flat_map(|page| (0..PAGE / 8).map(move |index| word(page, index)));
+    let bytes: Vec<u8> = words.flat_map(u64::to_ne_bytes).collect();
+    fs::write(path, bytes).unwrap();
+}
+
+/// As in `torture.c`.
+fn word(page: u64, index: u64) -> u64 {
+    let mut x = (page << 20).wrapping_add(index).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+fn program() -> &'static Path {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("torture");
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/torture.c");
+        let mut cc = Command::new("cc");
+        cc.args(["-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"]).arg(&program).arg(source);
+        assert!(cc.status().unwrap().success());
+        program
+    })
+}
+
+fn finish(child: Child) -> String {
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    assert!(output.status.success(), "{:?}: {said}", output.status);
+    said
+}
+
+/// Serving another process takes root, and a kernel with userfaultfd.
+fn is_possible() -> bool {
+    match userfault::probe() {
+        Ok(()) => true,
+        Err(errno) => {
+            assert!(std::env::var_os("WOODFROG_REQUIRE").is_none(), "no userfaultfd: {errno}");
+            eprintln!("skipped: no userfaultfd: {errno}");
+            false
+        }
+    }
+}
+
+#[test]
+fn not_one_byte_is_wrong_whatever_a_process_does_with_its_memory() {
+    if !is_possible() {
+        return;
+    }
+    // More of them, from another seed on, are a matter of patience: WOODFROG_TORTURE=FIRST..BEHIND.
+    let seeds = std::env::var("WOODFROG_TORTURE").unwrap_or_else(|_| "1..13".into());
+    let (first, behind) = seeds.split_once("..").unwrap();
+    for seed in first.parse::<u64>().unwrap()..behind.parse().unwrap() {
+        let hot = vec![
+            Span { start: BASE + 100 * PAGE, length: 50 * PAGE },
+            Span { start: BASE + (PAGES - 8) * PAGE, length: 64 * PAGE },
+        ];
+        let mut paging = Paging::start(if seed % 2 == 0 { hot } else { Vec::new() }, seed % 3 == 0);
+        let process = paging.torture(seed, 2000, &[]);
+        let (held, complete) = paging.told();
+        assert!(complete && !held.is_empty(), "seed {seed}");
+        // As the init does. While anybody holds one, the process waits for its events to be read.
+        drop(held);
+        assert_eq!(finish(process), "ok", "seed {seed}");
+        let report = paging.report();
+        assert!(report.copied <= PAGES * PAGE * 40, "seed {seed}: {report:?}");
+    }
+}
+
+#[test]
+fn what_is_wanted_first_is_told_in_that_order() {
+    if !is_possible() {
+        return;
+    }
+    let mut paging = Paging::start(Vec::new(), true);
+    let mut process = paging.torture(1, 0, &["hold"]);
+    let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+    assert_eq!(lines.by_ref().last().unwrap().unwrap(), "all");
+    drop(paging.told());
+    let report = paging.report();
+    assert_eq!(report.wanted.len(), 1);
+    let starts: Vec<_> = report.wanted[0].spans.iter().map(|span| span.start).collect();
+    assert!(starts.is_sorted() && starts.first() == Some(&BASE), "{starts:x?}");
+    assert!(process.wait().unwrap().success());
+}
+
+#[test]
+fn a_process_whose_pager_dies_waits_and_never_reads_zeros() {
+    if !is_possible() {
+        return;
+    }
+    // Recording: nothing is filled in unasked, so that there is something left to ask for.
+    let paging = Paging::start(Vec::new(), true);
+    let mut process = paging.torture(1, 0, &["hold"]);
+    let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "0");
+    rustix::process::kill_process(Pid::from_raw(paging.pager.pid()).unwrap(), Signal::KILL).unwrap();
+    paging.pager.wait().unwrap();
+    let (held, complete) = paging.told();
+    assert!(!complete && held.len() == 1);
+    // It reads on as far as its memory has come, and stops there.
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    assert!(process.try_wait().unwrap().is_none(), "it has ended");
+    process.kill().unwrap();
+    process.wait().unwrap();
+    drop(held);
+    let last = lines.last().map(Result::unwrap);
+    assert!(last.as_deref() != Some("all") && last.is_none_or(|line| line.parse::<u64>().is_ok()));
+}
