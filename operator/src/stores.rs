@@ -34,6 +34,9 @@ use crate::unreadable;
 /// What `kubectl apply` without `--server-side` leaves: the object once more.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
+/// How many objects come with one answer, when all are listed: what is read is larger than what is kept.
+const PAGE: u32 = 100;
+
 /// Everything that has been seen.
 #[derive(Clone)]
 pub struct Stores {
@@ -82,8 +85,8 @@ pub(crate) fn watch(client: &Client) -> (Stores, Queues, JoinSet<()>) {
 
     let mut watches = JoinSet::new();
     watches.spawn(unreadable::explain(client.clone(), unreadable_queue));
-    let all = watcher::Config::default();
-    let ours = watcher::Config::default().labels(names::REVISION_LABEL);
+    let all = watcher::Config::default().page_size(PAGE);
+    let ours = all.clone().labels(names::REVISION_LABEL);
     let told = tell.clone();
     watches.spawn(run(
         client,

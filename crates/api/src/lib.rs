@@ -34,6 +34,6 @@ pub use checkpoint::status::{
 pub use checkpoint::{Checkpoint, CheckpointSpec, Connections, Deadlines, LocalReference, Memory, Retention};
 pub use compatibility::Compatibility;
 pub use duration::{Duration, ParseDurationError};
-pub use source::{PodTemplate, Source, TemplateError, WorkloadKind, WorkloadRef};
+pub use source::{PodTemplate, RawPodSpec, Source, TemplateError, WorkloadKind, WorkloadRef};
 pub use warm_pool::{OnIdle, PodMetadata, Standby, WarmPool, WarmPoolSpec, WarmPoolStatus};
 pub use warm_up::{ExecAction, Hook, Hooks, HttpAction, HttpRequest, WarmUp, WarmUpExec};

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::PodSpec;
 use kube::KubeSchema;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
 /// The pod that is frozen: exactly one of the fields.
@@ -42,7 +42,25 @@ pub struct PodTemplate {
     /// The pod's specification, as in every pod (kubectl explain pod.spec).
     // Kept as it came: one Checkpoint with a mistake here must not keep the operator from reading all others.
     #[schemars(schema_with = "pod_spec_schema")]
-    pub spec: Value,
+    pub spec: RawPodSpec,
+}
+
+/// The specification of a pod as it came. It is kept as text: as a tree it would take ten times the memory, and there may be
+/// thousands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RawPodSpec(Box<str>);
+
+impl Serialize for RawPodSpec {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let value: Value = serde_json::from_str(&self.0).map_err(serde::ser::Error::custom)?;
+        value.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for RawPodSpec {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self(Value::deserialize(deserializer)?.to_string().into()))
+    }
 }
 
 /// Labels and annotations of a pod.
@@ -69,7 +87,8 @@ impl PodTemplate {
     /// # Errors
     /// It is none, though the API server let it pass.
     pub fn pod_spec(&self) -> Result<PodSpec, TemplateError> {
-        Ok(PodSpec::deserialize(&self.spec)?)
+        let spec: Value = serde_json::from_str(&self.spec.0)?;
+        Ok(PodSpec::deserialize(spec)?)
     }
 }
 
