@@ -16,6 +16,7 @@ use crate::adapters::registry::Registries;
 use crate::args::{Command, RunArgs, ShimArgs};
 use crate::control;
 use crate::engine::pager::PagerProgram;
+use crate::engine::working_sets::WorkingSets;
 use crate::engine::{Dirs, Engine};
 use crate::server;
 
@@ -52,7 +53,10 @@ async fn agent(args: RunArgs) -> Result<()> {
     let runtime = Arc::new(Containerd::connect(&args.containerd).await?);
     let pager = beside_us(args.pager, "woodfrog-pager")?;
     let pager = PagerProgram::open(&pager).inspect_err(|e| warn!("thaws copy all memory first: {e}")).ok();
-    let engine = Engine::new(runtime, Arc::new(Registries), Arc::new(criu), pager, node, dirs);
+    let sets = args.state_dir.join("working-sets");
+    let working_sets =
+        WorkingSets::open(sets.clone()).with_context(|| format!("cannot use {}", sets.display()))?;
+    let engine = Engine::new(runtime, Arc::new(Registries), Arc::new(criu), pager, working_sets, node, dirs);
     engine.adopt().await?;
     let listener =
         server::bind(&args.socket).with_context(|| format!("cannot listen on {}", args.socket.display()))?;

@@ -115,6 +115,14 @@ pub struct Report {
     pub wanted: Vec<Wanted>,
 }
 
+/// What the processes of an image want first: how a node remembers it.
+#[derive(Clone, PartialEq, Message)]
+pub struct WorkingSet {
+    /// A process each.
+    #[prost(message, repeated, tag = "1")]
+    pub processes: Vec<Wanted>,
+}
+
 /// Addresses that a process wanted.
 #[derive(Clone, PartialEq, Message)]
 pub struct Wanted {

@@ -92,18 +92,25 @@ pub async fn keep(
     }
 }
 
-/// Notes what a pager did.
-async fn follow(container: Weak<Container>, pager: Pager) {
+/// Notes what a pager did, and keeps what it has found out about the image with this digest.
+async fn follow(engine: Arc<Engine>, container: Weak<Container>, digest: String, pager: Pager) {
     let ended = pager.ended().await;
     let Some(container) = container.upgrade() else { return };
     match ended {
-        Ok(report) => container.note(format!(
-            "all memory is there {:.1} ms after the application ran: {:.1} MB brought, {} faults, {:.1} ms of CPU time",
-            report.complete_us.saturating_sub(report.released_us) as f64 / 1e3,
-            report.copied as f64 / 1e6,
-            report.faults,
-            report.cpu_us as f64 / 1e3,
-        )),
+        Ok(report) => {
+            container.note(format!(
+                "all memory is there {:.1} ms after the application ran: {:.1} MB brought, {} faults, {:.1} ms of CPU time",
+                report.complete_us.saturating_sub(report.released_us) as f64 / 1e3,
+                report.copied as f64 / 1e6,
+                report.faults,
+                report.cpu_us as f64 / 1e3,
+            ));
+            if !report.wanted.is_empty()
+                && let Err(e) = engine.working_sets.put(&digest, report.wanted)
+            {
+                warn!("cannot keep the working set of {digest}: {e}");
+            }
+        }
         Err(e) => container.note(format!("its pager: {e}")),
     }
 }
@@ -183,6 +190,7 @@ impl Keeper<'_> {
                 began_us,
                 done_us,
             }) => {
+                let digest = image_digest.clone();
                 let done = woodfrog_protocol::init::Done { generation, image_digest };
                 link.send(to_init::Kind::Done(done), None).await?;
                 let times: Vec<_> = phases.iter().map(|p| format!("{} {:.1}", p.name, p.ms)).collect();
@@ -195,7 +203,7 @@ impl Keeper<'_> {
                     life.memory_pending = pager.is_some();
                 });
                 if let Some(pager) = pager {
-                    tokio::spawn(follow(Arc::downgrade(self.container), pager));
+                    tokio::spawn(follow(self.engine.clone(), Arc::downgrade(self.container), digest, pager));
                 }
                 let ms = (done_us - began_us) as f64 / 1e3;
                 self.container

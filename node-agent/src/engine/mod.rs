@@ -26,6 +26,7 @@ pub mod thaw;
 pub mod tree;
 pub mod unix;
 pub mod volumes;
+pub mod working_sets;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -46,6 +47,7 @@ pub use error::EngineError;
 use pager::PagerProgram;
 use publish::Publisher;
 use runtime::{Runtime, RuntimeError};
+use working_sets::WorkingSets;
 
 /// Where things lie; the defaults are those of [`paths`].
 #[derive(Clone, Debug)]
@@ -66,6 +68,7 @@ pub struct Engine {
     criu: Arc<Toolchain>,
     /// None: a thaw copies all memory first.
     pager: Option<Arc<PagerProgram>>,
+    working_sets: WorkingSets,
     /// What this node can thaw.
     pub node: Compatibility,
     dirs: Dirs,
@@ -79,10 +82,20 @@ impl Engine {
         publisher: Arc<dyn Publisher>,
         criu: Arc<Toolchain>,
         pager: Option<Arc<PagerProgram>>,
+        working_sets: WorkingSets,
         node: Compatibility,
         dirs: Dirs,
     ) -> Arc<Self> {
-        Arc::new(Self { runtime, publisher, criu, pager, node, dirs, containers: Mutex::default() })
+        Arc::new(Self {
+            runtime,
+            publisher,
+            criu,
+            pager,
+            working_sets,
+            node,
+            dirs,
+            containers: Mutex::default(),
+        })
     }
 
     /// Takes over the containers that an earlier agent managed.

@@ -23,7 +23,7 @@ use tokio::io::Interest;
 use tokio::task::spawn_blocking;
 use woodfrog_criu::images::messages::memory::Pagemap;
 use woodfrog_criu::images::{Checkpoint, PAGE_SIZE};
-use woodfrog_protocol::pager::{Plan, Process, Report, Run};
+use woodfrog_protocol::pager::{Plan, Process, Report, Run, Wanted};
 use woodfrog_sys::process::{Child, Program, Waiting};
 use woodfrog_sys::ready::Ready;
 use woodfrog_sys::userfault;
@@ -80,8 +80,8 @@ pub struct Pager {
 }
 
 impl Pager {
-    /// Starts a pager in a place with the container's cgroups; `work` is to be CRIU's work directory. None if the image has
-    /// nothing that can come later.
+    /// Starts a pager in a place with the container's cgroups; `work` is to be CRIU's work directory. What is `wanted` first is
+    /// brought first; if that is not known, the pager finds it out. None if the image has nothing that can come later.
     ///
     /// # Errors
     /// The process cannot be started.
@@ -89,10 +89,11 @@ impl Pager {
         program: Arc<PagerProgram>,
         place: Waiting,
         prepared: Arc<Prepared>,
+        wanted: Option<Vec<Wanted>>,
         work: PathBuf,
     ) -> Result<Option<Self>, ThawError> {
         spawn_blocking(move || {
-            let plan = plan(&prepared.images);
+            let plan = plan(&prepared.images, wanted);
             if plan.processes.is_empty() {
                 return Ok(None);
             }
@@ -155,8 +156,9 @@ fn start(
 }
 
 /// What of each process's memory CRIU leaves to a page server: the runs that the dump marked as such.
-fn plan(images: &Checkpoint) -> Plan {
-    let mut plan = Plan::default();
+fn plan(images: &Checkpoint, wanted: Option<Vec<Wanted>>) -> Plan {
+    let mut plan = Plan { processes: Vec::new(), record: wanted.is_none() };
+    let wanted = wanted.unwrap_or_default();
     for task in &images.tasks {
         let Some(body) = &task.body else { continue };
         let mut offset = 0;
@@ -169,13 +171,9 @@ fn plan(images: &Checkpoint) -> Plan {
             offset += length;
         }
         let Ok(pid) = i32::try_from(task.pid()) else { continue };
-        plan.processes.push(Process {
-            pid,
-            file: body.pages.file_name(),
-            length: offset,
-            runs,
-            first: Vec::new(),
-        });
+        let first = wanted.iter().find(|wanted| wanted.pid == pid);
+        let first = first.map(|wanted| wanted.spans.clone()).unwrap_or_default();
+        plan.processes.push(Process { pid, file: body.pages.file_name(), length: offset, runs, first });
     }
     if plan.processes.iter().all(|process| process.runs.is_empty()) {
         plan.processes.clear();
