@@ -68,6 +68,57 @@ fn node_an_agent_killed_in_any_phase_of_a_thaw_leaves_a_running_application() {
     });
 }
 
+/// PID on the host of the pager that works for a container of this world: a child of the agent.
+fn pager(world: &World<'_>) -> Option<i32> {
+    let agent = world.node.service_pid("node-agent")?;
+    let processes = fs::read_dir("/proc").ok()?.flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.into_iter().find(|pid| {
+        // `PID (name) STATE PPID …`
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let Some((head, tail)) = stat.rsplit_once(") ") else { return false };
+        head.ends_with("(woodfrog-pager") && tail.split(' ').nth(1) == Some(&agent.to_string())
+    })
+}
+
+#[test]
+fn node_an_application_whose_pager_is_killed_ends_and_never_goes_on_without_its_memory() {
+    in_world("killed-pager", &[App::Synthetic], async |world| {
+        frozen(world).await?;
+        let killed = async |attempt: u32| {
+            // What the first thaw wants is found out, so its pager has nothing to do but to wait for a while.
+            world.node.run("sh", &["-c", "rm -f /var/lib/woodfrog/working-sets/*"])?;
+            let pod = world.from_image(PodSpec::new(&format!("first-{attempt}"), IMAGE)).await?;
+            let pager = pager(world).and_then(rustix::process::Pid::from_raw);
+            let killed = pager
+                .is_some_and(|pid| rustix::process::kill_process(pid, rustix::process::Signal::KILL).is_ok());
+            if killed {
+                let code = pod.exit_code(Duration::from_secs(10)).await?;
+                ensure!(code == 137, "it ended with {code}, not as if it had been killed itself");
+            }
+            pod.remove().await?;
+            Ok(killed)
+        };
+        let mut attempt = 0;
+        while !killed(attempt).await? {
+            attempt += 1;
+            ensure!(attempt < 10, "the pagers have always gone already");
+        }
+
+        let pod = world.from_image(PodSpec::new("second", IMAGE)).await?;
+        world.assert_thawed(&pod)?;
+        ensure!(pod.wait("/count", STARTUP)? == "4", "the next one has all of its memory");
+        let log = world.stack.woodfrog(&["logs", "second/app"])?;
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !world.stack.woodfrog(&["logs", "second/app"])?.contains("all memory is there") {
+            ensure!(Instant::now() < deadline, "its memory never comes:\n{log}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        ensure!(pager(world).is_none(), "nothing of the thaw is left");
+        pod.remove().await
+    });
+}
+
 #[test]
 fn node_an_agent_killed_in_any_phase_of_a_freeze_leaves_a_running_application() {
     in_world("killed-freeze", &[App::Synthetic], async |world| {
