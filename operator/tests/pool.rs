@@ -321,6 +321,58 @@ async fn api_a_claimed_pod_is_released_and_replaced_and_one_that_ended_is_remove
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn api_a_pod_is_released_and_replaced_however_it_is_relabelled() {
+    let Some(mut world) = World::new().await else { return };
+    world.checkpoint().await;
+    world.pool("web", 1).await;
+    world.pool("other", 1).await;
+    world.until("web", settled(1)).await;
+    world.until("other", settled(1)).await;
+    let pods = world.api::<Pod>();
+    let (pool, revision, app) = (names::POOL_LABEL, names::REVISION_LABEL, "app");
+    for (number, labels) in [
+        json!({ (pool): null }),
+        json!({ (pool): "nobody" }),
+        json!({ (pool): "other" }),
+        json!({ (revision): null }),
+        json!({ (pool): null, (revision): null }),
+        json!({ (pool): null, (revision): null, (app): null, "for": null }),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        // The last one while there is no operator to see it.
+        let unseen = number == 5;
+        let taken = world.pods("web").await.remove(0);
+        if unseen {
+            world.kill_operator();
+        }
+        let patch = Patch::Merge(json!({ "metadata": { "labels": labels } }));
+        pods.patch(&taken.name_any(), &PatchParams::default(), &patch).await.unwrap();
+        if unseen {
+            world.start_operator().await;
+        }
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let pod = pods.get(&taken.name_any()).await.unwrap();
+            assert!(pod.uid() == taken.uid() && pod.metadata.deletion_timestamp.is_none(), "{labels}");
+            let owned =
+                world.pods("web").await.iter().filter(|pod| !pod.owner_references().is_empty()).count();
+            if pod.owner_references().is_empty() && owned == 1 {
+                break;
+            }
+            assert!(Instant::now() < deadline, "not released and replaced: {labels}");
+            sleep(Duration::from_millis(20)).await;
+        }
+        // Nobody counts it any more.
+        let gone = Patch::Merge(json!({ "metadata": { "labels": { (pool): null } } }));
+        pods.patch(&taken.name_any(), &PatchParams::default(), &gone).await.unwrap();
+        world.until("web", settled(1)).await;
+    }
+    world.until("other", settled(1)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn api_an_operator_that_is_killed_while_it_scales_doubles_no_pod() {
     let Some(mut world) = World::new().await else { return };
     world.checkpoint().await;

@@ -2,7 +2,8 @@
 //!
 //! Pods are made before others are deleted, and it ends when the store has seen both: what is planned next builds on it,
 //! so no pod is made or deleted twice. Where the store is too slow for that, or the operator is another one, names do the
-//! same: a pod's number is the smallest that is free, so a pod that is only not known yet is in the way of its double.
+//! same: a pod's number is the smallest that is free, so a pod that is only not known yet is in the way of its double. In
+//! the same way a pod is found that has lost the labels by which pods are watched: it is in the way of its successor.
 
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use woodfrog_api::{WarmPool, names};
 
 use super::PoolError;
 use super::desired::Desired;
-use super::observe::{Observed, is_member};
+use super::observe::{Observed, is_lost, is_member};
 use super::plan::{Member, Plan};
 use crate::Context;
 
@@ -55,6 +56,7 @@ pub(super) async fn apply(
             match make(&pods, pool, &pod, desired).await? {
                 Made::New | Made::Before => made.push(pod.name_any()),
                 Made::NameTaken => {}
+                Made::Lost(pod) => release(context, pool, &pod).await?,
                 Made::Refused(message) => {
                     applied.refused = Some(message);
                     break;
@@ -75,6 +77,8 @@ enum Made {
     Before,
     /// It is somebody else's, or about to go.
     NameTaken,
+    /// It was ours until somebody took the labels away by which we would see it.
+    Lost(Box<Pod>),
     Refused(String),
 }
 
@@ -86,11 +90,16 @@ async fn make(pods: &Api<Pod>, pool: &WarmPool, pod: &Pod, desired: &Desired) ->
         Ok(_) => Ok(Made::New),
         Err(kube::Error::Api(status)) if status.is_already_exists() => {
             let found = pods.get_opt(&name).await.map_err(failed)?;
-            let ours = found.is_some_and(|found| {
-                let revision = found.labels().get(names::REVISION_LABEL);
-                is_member(&found, pool) && revision == Some(&desired.revision)
-            });
-            Ok(if ours { Made::Before } else { Made::NameTaken })
+            Ok(match found {
+                Some(found) if is_lost(&found, pool) => Made::Lost(Box::new(found)),
+                Some(found)
+                    if is_member(&found, pool)
+                        && found.labels().get(names::REVISION_LABEL) == Some(&desired.revision) =>
+                {
+                    Made::Before
+                }
+                _ => Made::NameTaken,
+            })
         }
         Err(kube::Error::Api(status)) if matches!(status.code, 400 | 403 | 422) => {
             Ok(Made::Refused(format!("the API server refuses the pods: {}", status.message)))

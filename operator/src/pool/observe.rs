@@ -91,6 +91,12 @@ pub(super) fn is_member(pod: &Pod, pool: &WarmPool) -> bool {
         && !matches!(phase(pod), Some("Succeeded" | "Failed"))
 }
 
+/// Whether a pod that names a pool as its owner has been taken by its labels, be it that nobody watches it any more.
+pub(super) fn is_lost(pod: &Pod, pool: &WarmPool) -> bool {
+    let watched = pod.labels().contains_key(names::REVISION_LABEL);
+    is_owned(pod, pool) && pod.metadata.deletion_timestamp.is_none() && !(watched && is_labelled(pod, pool))
+}
+
 fn is_owned(pod: &Pod, pool: &WarmPool) -> bool {
     pod.owner_references().iter().any(|owner| Some(&owner.uid) == pool.metadata.uid.as_ref())
 }
