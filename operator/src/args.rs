@@ -34,6 +34,9 @@ pub struct Cli {
     /// Service account of the agents, in the same namespace: it may read a Checkpoint's push secret while it pushes.
     #[arg(long, env = "WOODFROG_AGENT_SERVICE_ACCOUNT", default_value = "woodfrog-agent")]
     pub agent_service_account: String,
+    /// A registry (HOST:PORT) that speaks plain HTTP; may be repeated. Those on loopback addresses always may.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub plain_http_registry: Vec<String>,
     /// Log as JSON, one object a line.
     #[arg(long, env = "WOODFROG_LOG_JSON")]
     pub log_json: bool,

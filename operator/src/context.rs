@@ -14,6 +14,9 @@ use crate::stores::Stores;
 /// The first and the longest wait after an error.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 
+/// How many failures in a row are more than a moment's.
+const REPEATED: u32 = 3;
+
 /// Shared by all reconcilers of a process.
 pub struct Context {
     /// The API server.
@@ -22,6 +25,8 @@ pub struct Context {
     pub namespace: String,
     /// The agents' service account there.
     pub agent_service_account: String,
+    /// Registries (HOST:PORT) that speak plain HTTP.
+    pub plain_http: Vec<String>,
     /// What users hear of.
     pub events: Events,
     /// What is counted.
@@ -53,6 +58,12 @@ impl Failures {
         let count = failures.entry(uid.to_owned()).or_default();
         *count = count.saturating_add(1);
         BACKOFF.0.saturating_mul(1 << (*count - 1).min(16)).min(BACKOFF.1)
+    }
+
+    /// Whether it has failed so often that somebody should hear of it.
+    pub(crate) fn is_repeated(&self, uid: &str) -> bool {
+        let failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        failures.get(uid).is_some_and(|count| *count >= REPEATED)
     }
 
     /// It went well.
@@ -115,7 +126,9 @@ mod tests {
     fn waits_double_up_to_a_bound_and_begin_anew() {
         let failures = Failures::default();
         let seconds = |failures: &Failures| failures.one_more("a").as_secs();
+        assert!(!failures.is_repeated("a"));
         assert_eq!([1, 2, 4], [0; 3].map(|_| seconds(&failures)));
+        assert!(failures.is_repeated("a") && !failures.is_repeated("b"));
         assert_eq!((0..40).map(|_| seconds(&failures)).last(), Some(300));
         failures.forget("a");
         assert_eq!(seconds(&failures), 1);

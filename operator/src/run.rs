@@ -86,6 +86,7 @@ async fn lead(cli: &Cli, client: &Client, metrics: &Arc<Metrics>) -> Result<()> 
         client: client.clone(),
         namespace: cli.leader_election_namespace.clone(),
         agent_service_account: cli.agent_service_account.clone(),
+        plain_http: cli.plain_http_registry.clone(),
         events: Events::new(client.clone(), &cli.identity),
         metrics: metrics.clone(),
         stores: stores.clone(),

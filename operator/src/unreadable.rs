@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 
+use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
@@ -15,6 +16,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tracing::warn;
 use woodfrog_api::conditions::{CheckpointCondition, CheckpointReason, PoolCondition};
 use woodfrog_api::{Checkpoint, WarmPool};
+
+use crate::events::{Events, Note};
 
 /// Owns the condition here; the operator's own manager owns the whole rest of the status.
 const MANAGER: &str = "woodfrog-operator-reader";
@@ -42,8 +45,9 @@ impl Teller {
     }
 }
 
-/// Writes a condition to each, once for each reason.
+/// Writes a condition and an Event to each, once for each reason.
 pub(crate) async fn explain(client: Client, mut queue: UnboundedReceiver<Unreadable>) {
+    let events = Events::new(client.clone(), MANAGER);
     let mut said = HashMap::new();
     while let Some(unreadable) = queue.recv().await {
         let metadata = &unreadable.object.metadata;
@@ -59,13 +63,27 @@ pub(crate) async fn explain(client: Client, mut queue: UnboundedReceiver<Unreada
             metadata.name.as_deref().unwrap_or_default()
         );
         warn!("{name} cannot be read: {}", unreadable.object.error);
-        if let Err(e) = write(&client, &unreadable).await {
+        let message = format!(
+            "this operator cannot read the object: {}; use an operator and resource definitions of one release",
+            unreadable.object.error
+        );
+        if let Err(e) = write(&client, &unreadable, &message).await {
             warn!("{name}: cannot write the status: {e}");
         }
+        let about = ObjectReference {
+            api_version: Some(unreadable.resource.api_version.clone()),
+            kind: Some(unreadable.resource.kind.clone()),
+            name: metadata.name.clone(),
+            namespace: metadata.namespace.clone(),
+            uid: metadata.uid.clone(),
+            ..ObjectReference::default()
+        };
+        let reason = CheckpointReason::UnsupportedSpec.to_string();
+        events.say(&about, &Note { warning: true, reason, text: message }).await;
     }
 }
 
-async fn write(client: &Client, unreadable: &Unreadable) -> kube::Result<()> {
+async fn write(client: &Client, unreadable: &Unreadable, message: &str) -> kube::Result<()> {
     let (resource, metadata) = (&unreadable.resource, &unreadable.object.metadata);
     let condition = if resource.kind == Checkpoint::kind(&()) {
         CheckpointCondition::Ready.to_string()
@@ -75,10 +93,6 @@ async fn write(client: &Client, unreadable: &Unreadable) -> kube::Result<()> {
         return Ok(());
     };
     let (Some(name), Some(namespace)) = (&metadata.name, &metadata.namespace) else { return Ok(()) };
-    let message = format!(
-        "this operator cannot read the object: {}; use an operator and resource definitions of one release",
-        unreadable.object.error
-    );
     let patch = json!({
         "apiVersion": resource.api_version,
         "kind": resource.kind,

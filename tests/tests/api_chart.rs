@@ -239,6 +239,15 @@ fn api_an_agent_writes_only_what_is_its_nodes() -> Result<()> {
         // Labels that it no longer needs it may take away.
         nodes.patch("n1", &apply, &Patch::Apply(label(json!({})))).await?;
 
+        // What comes of images that it deletes, under another name.
+        let pruned = json!({
+            "apiVersion": "woodfrog.dev/v1alpha1", "kind": "Checkpoint",
+            "status": {"pruned": {"node": "n1", "number": 1, "done": true}},
+        });
+        let pruner = PatchParams::apply(names::PRUNER).force();
+        checkpoints.patch_status("mine", &pruner, &Patch::Apply(&pruned)).await?;
+        refusal(checkpoints.patch_status("theirs", &pruner, &Patch::Apply(&pruned)).await)?;
+
         // A token that is bound to no node, such as one that somebody asked for with kubectl.
         let user = User::service_account(&release.namespace, "woodfrog-agent");
         let unbound = Api::<Checkpoint>::namespaced(release.server.client(&user).await?, &release.namespace);
@@ -350,7 +359,10 @@ fn api_the_operator_gives_nothing_but_one_secret_to_the_agents() -> Result<()> {
         let secrets = Api::<Secret>::namespaced(operator.clone(), &shop);
         refusal(secrets.list(&ListParams::default()).await)?;
         refusal(roles.list(&ListParams::default()).await)?;
-        refusal(Api::<Node>::all(operator).list(&ListParams::default()).await)?;
+        let nodes = Api::<Node>::all(operator);
+        nodes.list_metadata(&ListParams::default()).await?;
+        refusal(nodes.get("n1").await)?;
+        refusal(nodes.patch("n1", &PatchParams::default(), &Patch::Merge(json!({"spec": {}}))).await)?;
         Ok(())
     })
 }

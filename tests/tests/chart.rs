@@ -28,6 +28,7 @@ const RIGHTS: &[(&str, &str, &str, &str)] = &[
     ("agent", "*", "/nodes", "patch"),
     ("agent", "*", "woodfrog.dev/checkpoints", "list watch"),
     ("agent", "*", "woodfrog.dev/checkpoints/status", "patch"),
+    ("operator", "*", "/nodes", "list"),
     ("operator", "*", "/pods", "get list watch create patch delete"),
     ("operator", "*", "/secrets", "get"),
     ("operator", "*", "apps/deployments", "list watch"),
@@ -64,6 +65,7 @@ fn everything() -> Value {
         "networkPolicy": {"metricsFrom": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}]},
         "serviceMonitor": {"enabled": true, "labels": {"release": "prometheus"}},
         "pushSecretNamespaces": ["shop", "bank"],
+        "plainHttpRegistries": ["registry.test:5000", "[fd00::1]:5000"],
     })
 }
 
@@ -174,6 +176,24 @@ fn containers(pod: &Value) -> impl Iterator<Item = &Value> {
 }
 
 #[test]
+fn helm_tells_the_operator_which_registries_speak_plain_http() -> Result<()> {
+    let Some(helm) = Helm::look() else { return Ok(()) };
+    let arguments = |values: &Value| -> Result<String> {
+        let objects = helm.render(NAMESPACE, values)?;
+        let operator = pods(&objects)
+            .flat_map(|(_, pod)| containers(pod))
+            .find(|container| container["name"] == "operator")
+            .context("no operator")?;
+        Ok(strings(&operator["args"]).join(" "))
+    };
+    let said = arguments(&everything())?;
+    let expected = "--plain-http-registry registry.test:5000 --plain-http-registry [fd00::1]:5000";
+    ensure!(said.ends_with(expected), "{said}");
+    ensure!(!arguments(&json!({}))?.contains("plain"));
+    Ok(())
+}
+
+#[test]
 fn helm_gives_these_rights_and_no_others() -> Result<()> {
     let Some(helm) = Helm::look() else { return Ok(()) };
     let expected: BTreeSet<String> =
@@ -256,6 +276,7 @@ fn helm_refuses_values_that_mean_nothing() -> Result<()> {
         (json!({"containerd": {"socket": "/var/x.sock"}}), "socket"),
         (json!({"agent": {"maxUnavailable": "0%"}}), "maxUnavailable"),
         (json!({"priorityClass": {"value": 2000000000}}), "value"),
+        (json!({"plainHttpRegistries": ["http://registry.test"]}), "plainHttpRegistries"),
     ] {
         let error = helm.render(NAMESPACE, &values).err().with_context(|| format!("accepted: {values}"))?;
         ensure!(error.to_string().contains(what), "{values}: {error}");

@@ -43,6 +43,8 @@ pub enum CheckpointReason {
     SourceNotManaged,
     /// The template is not one of a pod, or the API server refuses a pod of it.
     InvalidTemplate,
+    /// The API server, or an admission webhook behind it, has failed again and again to make the pod.
+    PodNotCreated,
     /// `spec.containers` names a container that the pod does not have.
     ContainerNotFound,
     /// The secret of `spec.pushSecretRef` does not exist or is of another type.
@@ -81,8 +83,10 @@ pub enum CheckpointReason {
     RetriesExhausted,
     /// The registry does not let images be deleted.
     DeletionUnsupported,
-    /// The registry refused to delete images, or could not be reached.
+    /// The registry refused to delete images, or could not be reached, or there is no node whose agent could do it.
     DeletionFailed,
+    /// Images that are to be deleted are still in use.
+    StillInUse,
     /// The Checkpoint is being deleted.
     Deleting,
     /// The object says something that this operator does not know: the CRDs are newer than the operator.

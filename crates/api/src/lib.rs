@@ -7,7 +7,8 @@
 //!
 //! Operator and agents talk through [`CheckpointStatus`] alone: the operator writes what is to be frozen
 //! ([`CheckpointStatus::instruction`]) and marks the object with the node ([`names::NODE_LABEL`]), the agent of
-//! that node says how far it is ([`CheckpointStatus::agent`]). Each applies only its own fields, under its own
+//! that node says how far it is ([`CheckpointStatus::agent`]). In the same way images go that are no longer kept
+//! ([`CheckpointStatus::pruning`], [`CheckpointStatus::pruned`]). Each applies only its own fields, under its own
 //! field manager ([`names::OPERATOR`], [`names::AGENT`]), so neither can overwrite the other.
 //!
 //! `crds/` and `docs/reference.md` are generated from these types: `cargo xtask generate`.
@@ -27,6 +28,7 @@ pub mod source;
 pub mod warm_pool;
 pub mod warm_up;
 
+pub use checkpoint::pruning::{PruneOutcome, Pruned, PrunedImage, Pruning, RetentionStatus, SurplusImage};
 pub use checkpoint::status::{
     AgentPhase, AgentStatus, CheckpointStatus, FrozenContainer, Instruction, PastImage, Phase, Summary,
     Target,

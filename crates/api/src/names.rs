@@ -10,7 +10,7 @@ pub const VERSION: &str = "v1alpha1";
 pub const MANAGED_ANNOTATION: &str = "woodfrog.dev/managed";
 
 /// Label of a Checkpoint: the node whose agent has work with it. The operator sets it together with
-/// `status.instruction` and takes it away with it; agents watch by it, so that the API server sends each only its own.
+/// `status.instruction` or `status.pruning` and takes it away with them; agents watch by it, so that the API server sends each only its own.
 pub const NODE_LABEL: &str = "woodfrog.dev/node";
 
 /// Label of a warm-up pod: the name of its Checkpoint.
@@ -36,6 +36,9 @@ pub const OPERATOR: &str = "woodfrog-operator";
 
 /// Field manager of the agents.
 pub const AGENT: &str = "woodfrog-agent";
+
+/// Field manager of what agents say of images that they delete: applied by itself, it must not take away what [`AGENT`] says.
+pub const PRUNER: &str = "woodfrog-agent-pruner";
 
 /// Name of the lease that the leading operator holds.
 pub const LEASE: &str = "woodfrog-operator";

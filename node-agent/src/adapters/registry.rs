@@ -1,4 +1,4 @@
-//! The engine's [`Publisher`] on registries.
+//! The engine's [`Publisher`] on registries, and the deletion of what it published.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use woodfrog_image::{BlobSource, PushProgress, Reference, Registry, RegistryOpti
 
 use crate::engine::publish::{Destination, PublishError, Publisher};
 
-/// Pushes to registries.
+/// Pushes to registries, and deletes there.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Registries;
 
@@ -43,6 +43,25 @@ impl Publisher for Registries {
             sources.push(Arc::new(RepositorySource { registry: registry.clone(), image }));
         }
         registry.push(image, &reference, base.as_ref(), &sources, progress).await?;
+        Ok(())
+    }
+}
+
+impl Registries {
+    /// Deletes the manifest with this digest from a repository. One that is not there is as good as deleted.
+    ///
+    /// # Errors
+    /// The registry's, or the reference or the credentials make no sense.
+    pub async fn delete(&self, from: &Destination, digest: &str) -> Result<(), PublishError> {
+        let reference = parse(&from.reference)?;
+        let registry = reference.resolve_registry().to_owned();
+        let loopback = is_loopback(&registry).then_some(registry);
+        let options = RegistryOptions {
+            plain_http: loopback.into_iter().chain(from.plain_http.iter().cloned()).collect(),
+            credentials: credentials(from)?,
+            ..RegistryOptions::default()
+        };
+        Registry::new(options)?.delete(&reference, digest).await?;
         Ok(())
     }
 }

@@ -4,6 +4,8 @@
 //!   Checkpoints with the label woodfrog.dev/node=NODE ──watch──► one task an instruction
 //!                                                                   │ containers ─► warm-up ─► freeze
 //!   status.agent (its own field manager) ◄──report── progress, result
+//!                                                                or one a pruning
+//!   status.pruned (another one)          ◄──report── outcomes       │ registry: images that are not kept
 //! ```
 //!
 //! Everything is level-triggered. An instruction without a final report is carried out, also after a restart of the
@@ -11,7 +13,9 @@
 //! taken back, or replaced by one with another number, is given up.
 
 mod node;
+mod prune;
 mod report;
+mod secret;
 mod warm_up;
 mod work;
 
@@ -25,7 +29,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
-use woodfrog_api::{Checkpoint, names};
+use woodfrog_api::{Checkpoint, Instruction, Pruning, names};
 
 use crate::engine::Engine;
 
@@ -37,9 +41,22 @@ struct Context {
     node: String,
 }
 
+/// What the operator asks for.
+enum Asked {
+    Freeze(Instruction),
+    Prune(Pruning),
+}
+
+/// The same, told apart by the number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Job {
+    Freeze(i64),
+    Prune(i64),
+}
+
 /// The work on one Checkpoint.
 struct Running {
-    attempt: i64,
+    job: Job,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -95,18 +112,29 @@ async fn watch(context: &Context) {
 fn take(context: &Context, running: &mut HashMap<String, Running>, checkpoint: Checkpoint) {
     let Some(uid) = checkpoint.uid() else { return };
     let status = checkpoint.status.clone().unwrap_or_default();
-    let Some(instruction) = status.instruction.filter(|i| i.node == context.node) else {
+    let instruction = status.instruction.filter(|instruction| instruction.node == context.node);
+    let pruning = status.pruning.filter(|pruning| pruning.node == context.node);
+    let Some(asked) = instruction.map(Asked::Freeze).or(pruning.map(Asked::Prune)) else {
         running.remove(&uid);
         return;
     };
-    let reported = status.agent.filter(|agent| agent.attempt == instruction.attempt);
-    let attempt = instruction.attempt;
-    if reported.is_some_and(|agent| agent.phase.is_final())
-        || running.get(&uid).is_some_and(|running| running.attempt == attempt)
-    {
+    let (job, over) = match &asked {
+        Asked::Freeze(Instruction { attempt, .. }) => {
+            let said = status.agent.filter(|agent| agent.attempt == *attempt);
+            (Job::Freeze(*attempt), said.is_some_and(|agent| agent.phase.is_final()))
+        }
+        Asked::Prune(Pruning { number, .. }) => {
+            let said = status.pruned.filter(|said| said.number == *number && said.node == context.node);
+            (Job::Prune(*number), said.is_some_and(|said| said.done))
+        }
+    };
+    if over || running.get(&uid).is_some_and(|running| running.job == job) {
         return;
     }
-    let task =
-        AbortOnDropHandle::new(tokio::spawn(work::carry_out(context.clone(), checkpoint, instruction)));
-    running.insert(uid, Running { attempt, _task: task });
+    let context = context.clone();
+    let task = match asked {
+        Asked::Freeze(instruction) => tokio::spawn(work::carry_out(context, checkpoint, instruction)),
+        Asked::Prune(pruning) => tokio::spawn(prune::carry_out(context, checkpoint, pruning)),
+    };
+    running.insert(uid, Running { job, _task: AbortOnDropHandle::new(task) });
 }

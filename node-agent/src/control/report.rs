@@ -64,7 +64,7 @@ async fn apply(
 }
 
 /// The object was deleted, or one of its name has taken its place.
-fn is_gone(error: &kube::Error) -> bool {
+pub(super) fn is_gone(error: &kube::Error) -> bool {
     match error {
         kube::Error::Api(status) => {
             status.code == 404 || (status.code == 409 && status.message.contains("uid"))

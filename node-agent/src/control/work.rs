@@ -1,29 +1,22 @@
 //! One instruction, from the look for its containers to the final report.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::{Api, ResourceExt};
 use tokio::sync::{mpsc, watch};
 use tracing::info;
-use woodfrog_api::{
-    AgentPhase, AgentStatus, Checkpoint, Connections, FrozenContainer, Hook, Instruction, LocalReference,
-};
+use woodfrog_api::{AgentPhase, AgentStatus, Checkpoint, Connections, FrozenContainer, Hook, Instruction};
 use woodfrog_protocol::agent::{self, FreezeRequest, FreezeTarget, Frozen, Progress, response};
 
 use super::report::{self, compatibility};
+use super::secret::{self, SecretError};
 use super::warm_up::{self, WarmUpError};
 use super::{Context, report::name};
 use crate::engine::EngineError;
 use crate::engine::container::Container;
-
-/// Key of a `kubernetes.io/dockerconfigjson` secret.
-const DOCKER_CONFIG: &str = ".dockerconfigjson";
-/// How long the right to read a secret may take to be there once the operator has granted it.
-const GRANT: Duration = Duration::from_secs(20);
 
 /// Why an instruction was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -37,8 +30,8 @@ enum WorkError {
     #[error(transparent)]
     WarmUp(#[from] WarmUpError),
     /// The credentials for the push.
-    #[error("secret {secret}: {why}")]
-    Secret { secret: String, why: String },
+    #[error(transparent)]
+    Secret(#[from] SecretError),
     /// The engine.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -56,7 +49,7 @@ impl WorkError {
         match self {
             Self::NoContainer { .. } => "NoContainer".into(),
             Self::WarmUp(e) => e.reason().into(),
-            Self::Secret { .. } => "Secret".into(),
+            Self::Secret(_) => "Secret".into(),
             Self::Engine(e) => camel_case(e.category()),
         }
     }
@@ -145,7 +138,7 @@ impl Work<'_> {
         })
         .await?;
         let docker_config = match &self.instruction.push_secret_ref {
-            Some(secret) => self.credentials(secret).await?,
+            Some(reference) => secret::docker_config(&self.context.client, self.namespace, reference).await?,
             None => String::new(),
         };
         // One that was restarted during the warm-up is another container.
@@ -169,25 +162,6 @@ impl Work<'_> {
             })
         };
         instruction.containers.iter().map(|target| find(&target.name)).collect()
-    }
-
-    /// Waits for the right to read the secret: it comes and goes with the push.
-    async fn credentials(&self, reference: &LocalReference) -> Result<String, WorkError> {
-        let failed = |why: String| WorkError::Secret { secret: reference.name.clone(), why };
-        let secrets: Api<Secret> = Api::namespaced(self.context.client.clone(), self.namespace);
-        let deadline = Instant::now() + GRANT;
-        let secret = loop {
-            match secrets.get(&reference.name).await {
-                Ok(secret) => break secret,
-                Err(kube::Error::Api(status)) if status.code == 403 && Instant::now() < deadline => {
-                    tokio::time::sleep(Duration::from_millis(500)).await;
-                }
-                Err(e) => return Err(failed(e.to_string())),
-            }
-        };
-        let config = secret.data.unwrap_or_default().remove(DOCKER_CONFIG);
-        let config = config.ok_or_else(|| failed(format!("it has no key {DOCKER_CONFIG}")))?;
-        String::from_utf8(config.0).map_err(|_| failed(format!("{DOCKER_CONFIG} is not text")))
     }
 
     fn request(&self, containers: &[Arc<Container>], docker_config: String) -> FreezeRequest {

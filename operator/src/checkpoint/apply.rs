@@ -17,6 +17,8 @@ pub(super) enum Made {
     Well,
     /// The API server does not take it.
     Refused(String),
+    /// The API server, or an admission webhook behind it, fails.
+    Failing(kube::Error),
 }
 
 /// Everything that the status speaks of: finalizer, label, grant, pod. Done before it, so that what an operator leaves
@@ -42,7 +44,7 @@ pub(super) async fn before(
         Err(kube::Error::Api(status)) if [400, 403, 422].contains(&status.code) => {
             Ok(Made::Refused(status.message))
         }
-        Err(e) => Err(failed("create the warm-up pod")(e)),
+        Err(e) => Ok(Made::Failing(e)),
     }
 }
 
@@ -52,7 +54,7 @@ pub(super) async fn status(
     checkpoint: &Checkpoint,
     plan: &Plan,
 ) -> Result<(), CheckpointError> {
-    let now = CheckpointStatus { agent: None, ..checkpoint.status.clone().unwrap_or_default() };
+    let now = CheckpointStatus { agent: None, pruned: None, ..checkpoint.status.clone().unwrap_or_default() };
     if now == plan.status {
         return Ok(());
     }
@@ -157,8 +159,10 @@ fn grant_name(checkpoint: &Checkpoint) -> String {
 
 /// Whether the status tells that agents may read the secret now.
 fn is_granted(checkpoint: &Checkpoint) -> bool {
-    let instruction = checkpoint.status.as_ref().and_then(|status| status.instruction.as_ref());
-    instruction.is_some_and(|instruction| instruction.push_secret_ref.is_some())
+    let Some(status) = &checkpoint.status else { return false };
+    let for_a_push =
+        status.instruction.as_ref().is_some_and(|instruction| instruction.push_secret_ref.is_some());
+    for_a_push || status.pruning.as_ref().is_some_and(|pruning| pruning.push_secret_ref.is_some())
 }
 
 async fn grant(context: &Context, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {

@@ -1,10 +1,11 @@
-//! The Checkpoint reconciler: observe, plan, apply.
+//! The Checkpoint reconciler: observe, plan, apply; and what becomes of images that are not kept.
 
 mod apply;
 pub(crate) mod conditions;
 mod observe;
 pub mod plan;
 pub mod pod;
+mod retention;
 mod words;
 
 use std::sync::Arc;
@@ -56,10 +57,24 @@ pub async fn reconcile(
     let template = Template::of(&checkpoint, &context.stores);
     let attempt = Attempt::due(&checkpoint, template.as_ref().ok().and_then(Option::as_ref));
     let seen = observe::observe(&context, &checkpoint, template, &attempt).await?;
-    let plan = plan::plan(&checkpoint, &attempt, &seen);
+    let mut plan = plan::plan(&checkpoint, &attempt, &seen);
+    let used = || observe::images_in_use(&context, &checkpoint, seen.now);
+    let surplus = retention::review(&checkpoint, &mut plan, used, seen.now);
+    if !surplus.is_empty() {
+        let nodes = observe::nodes_with_an_agent(&context).await?;
+        retention::begin(&checkpoint, &mut plan, surplus, &nodes, &context.plain_http, seen.now);
+    }
     let plan = match apply::before(&context, &checkpoint, &plan).await? {
         apply::Made::Well => plan,
         apply::Made::Refused(why) => plan::refused(&checkpoint, &attempt, &seen, &why),
+        apply::Made::Failing(error) => {
+            if context.failures.is_repeated(&checkpoint.uid().unwrap_or_default()) {
+                let plan = plan::failing(&checkpoint, &attempt, &seen, &error.to_string());
+                apply::status(&context, &checkpoint, &plan).await?;
+                apply::after(&context, &checkpoint, &plan).await?;
+            }
+            return Err(failed("create the warm-up pod")(error));
+        }
     };
     apply::status(&context, &checkpoint, &plan).await?;
     apply::after(&context, &checkpoint, &plan).await?;

@@ -1,13 +1,16 @@
 //! What can be seen of a Checkpoint: from the stores, and of a pod that is not ours by a request.
 
-use k8s_openapi::api::core::v1::Pod;
+use std::collections::HashSet;
+
+use k8s_openapi::api::core::v1::{Node, Pod, PodSpec};
 use k8s_openapi::jiff::Timestamp;
+use kube::api::ListParams;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
-use woodfrog_api::{Checkpoint, Phase, names};
+use woodfrog_api::{Checkpoint, Phase, names, node_labels};
 
 use super::plan::{Attempt, Seen};
-use super::{CheckpointError, failed, pod};
+use super::{CheckpointError, failed, pod, retention};
 use crate::Context;
 use crate::template::{SourceError, Template};
 
@@ -41,7 +44,62 @@ pub(super) async fn observe(
         }
         None => context.stores.pods.get(&ObjectRef::new(&due).within(&namespace)).map(|pod| Pod::clone(&pod)),
     };
-    Ok(Seen { template, pod, leftovers, rival: rival(context, checkpoint), now: Timestamp::now() })
+    Ok(Seen {
+        template,
+        pod,
+        leftovers,
+        rival: rival(context, checkpoint),
+        plain_http: context.plain_http.clone(),
+        now: Timestamp::now(),
+    })
+}
+
+/// Digests of images that must stay: those that any Checkpoint has now, that another one keeps, and that a pod, a Deployment,
+/// a StatefulSet or a Checkpoint's template names.
+pub(super) fn images_in_use(context: &Context, checkpoint: &Checkpoint, now: Timestamp) -> HashSet<String> {
+    let stores = &context.stores;
+    let mut used = HashSet::new();
+    for other in stores.checkpoints.state() {
+        if let Some(status) = &other.status {
+            used.extend(status.containers.iter().map(|current| current.digest.clone()));
+            let surplus = retention::surplus(&other, now);
+            let kept = status.history.iter().filter(|past| !surplus.contains(past));
+            if other.uid() != checkpoint.uid() {
+                used.extend(kept.map(|past| past.digest.clone()));
+            }
+        }
+        let template = other.spec.source.template.as_ref().and_then(|template| template.pod_spec().ok());
+        used.extend(template.iter().flat_map(digests));
+    }
+    used.extend(stores.pods.state().iter().filter_map(|pod| pod.spec.as_ref()).flat_map(digests));
+    for deployment in stores.deployments.state() {
+        let spec = deployment.spec.as_ref();
+        used.extend(spec.and_then(|spec| spec.template.spec.as_ref()).into_iter().flat_map(digests));
+    }
+    for stateful_set in stores.stateful_sets.state() {
+        let spec = stateful_set.spec.as_ref();
+        used.extend(spec.and_then(|spec| spec.template.spec.as_ref()).into_iter().flat_map(digests));
+    }
+    used
+}
+
+/// Digests by which a pod names its images.
+fn digests(spec: &PodSpec) -> Vec<String> {
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let images = containers.filter_map(|container| container.image.as_deref());
+    images.filter_map(|image| Some(image.split_once('@')?.1.to_owned())).collect()
+}
+
+/// Nodes that an agent has labelled, some hundred at most.
+///
+/// # Errors
+/// The API server does not answer.
+pub(super) async fn nodes_with_an_agent(context: &Context) -> Result<Vec<String>, CheckpointError> {
+    let nodes: Api<Node> = Api::all(context.client.clone());
+    let labelled = ListParams::default().labels(node_labels::ARCHITECTURE).limit(200);
+    let nodes = nodes.list_metadata(&labelled).await.map_err(failed("look for nodes with an agent"))?;
+    let stay = nodes.items.into_iter().filter(|node| node.metadata.deletion_timestamp.is_none());
+    Ok(stay.map(|node| node.name_any()).collect())
 }
 
 /// Whether a named pod need not be looked at any more.

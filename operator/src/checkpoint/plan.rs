@@ -30,11 +30,11 @@ use crate::revision;
 use crate::template::{SourceError, Template};
 
 /// How long an agent may be silent.
-const SILENCE: Duration = Duration::from_secs(60);
+pub(super) const SILENCE: Duration = Duration::from_secs(60);
 /// Beyond the deadline that an agent keeps itself, before the operator judges.
 const LENIENCE: Duration = Duration::from_secs(30);
 /// How often an attempt under way is looked at for its deadlines.
-const LOOK: Duration = Duration::from_secs(15);
+pub(super) const LOOK: Duration = Duration::from_secs(15);
 /// How often a pod is looked at that Woodfrog has not made: it is not watched.
 const POLL: Duration = Duration::from_secs(5);
 /// The first and the longest wait between attempts.
@@ -53,6 +53,8 @@ pub struct Seen {
     pub leftovers: Vec<Pod>,
     /// An older Checkpoint that pushes to the same reference: NAMESPACE/NAME.
     pub rival: Option<String>,
+    /// Registries that speak plain HTTP.
+    pub plain_http: Vec<String>,
     /// Now.
     pub now: Timestamp,
 }
@@ -116,6 +118,14 @@ pub fn refused(checkpoint: &Checkpoint, attempt: &Attempt, seen: &Seen, why: &st
     planner.plan
 }
 
+/// The same, when the API server has failed again and again to make the pod that was planned.
+pub fn failing(checkpoint: &Checkpoint, attempt: &Attempt, seen: &Seen, why: &str) -> Plan {
+    let mut planner = Planner::new(checkpoint, attempt, seen);
+    let message = format!("the API server fails to make the warm-up pod, and is asked again: {why}");
+    planner.wait(CheckpointReason::PodNotCreated, message);
+    planner.plan
+}
+
 struct Planner<'a> {
     checkpoint: &'a Checkpoint,
     seen: &'a Seen,
@@ -125,7 +135,8 @@ struct Planner<'a> {
 impl<'a> Planner<'a> {
     fn new(checkpoint: &'a Checkpoint, attempt: &Attempt, seen: &'a Seen) -> Self {
         let old = checkpoint.status.clone().unwrap_or_default();
-        let mut status = CheckpointStatus { agent: None, instruction: None, ..old };
+        let mut status =
+            CheckpointStatus { agent: None, instruction: None, pruning: None, pruned: None, ..old };
         status.observed_generation = checkpoint.metadata.generation;
         let plan = Plan {
             status,
@@ -320,7 +331,7 @@ impl<'a> Planner<'a> {
             leave_running: spec.leaves_running(),
             hooks: spec.hooks.clone(),
             push_secret_ref: spec.push_secret_ref.clone(),
-            plain_http: Vec::new(),
+            plain_http: self.seen.plain_http.clone(),
         })
     }
 
@@ -422,6 +433,9 @@ impl<'a> Planner<'a> {
         status.containers = containers.to_vec();
         status.failures = Some(0);
         status.summary = Some(summary(containers));
+        if let Some(retention) = &mut status.retention {
+            (retention.failures, retention.failed_at) = (0, None);
+        }
         self.stop_instructing();
         self.phase(Phase::Ready);
         let images: Vec<_> = containers.iter().map(|c| format!("{}@{}", c.image, c.digest)).collect();
@@ -569,7 +583,7 @@ impl<'a> Planner<'a> {
     }
 }
 
-fn elapsed(since: Timestamp, now: Timestamp) -> Duration {
+pub(super) fn elapsed(since: Timestamp, now: Timestamp) -> Duration {
     Duration::try_from(now.duration_since(since)).unwrap_or_default()
 }
 

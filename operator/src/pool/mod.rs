@@ -81,7 +81,15 @@ pub async fn reconcile(pool: Arc<WarmPool>, context: Arc<Context>) -> Result<Act
         return Ok(Action::await_change());
     }
     let plan = plan::plan(&observed.pods.members, wanted(&pool, &observed));
-    let applied = apply::apply(&context, &pool, &observed, &plan).await?;
+    let applied = match apply::apply(&context, &pool, &observed, &plan).await {
+        Err(PoolError::Make { source, .. })
+            if context.failures.is_repeated(pool.metadata.uid.as_deref().unwrap_or_default()) =>
+        {
+            let message = format!("the API server fails to make the pods, and is asked again: {source}");
+            apply::Applied { refused: Some(message) }
+        }
+        applied => applied?,
+    };
     report(&context, &pool, &status::status(&pool, &observed, &plan, applied.refused.as_deref(), now))
         .await?;
     match applied.refused {

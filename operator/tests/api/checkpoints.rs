@@ -5,8 +5,6 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::Api;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::json;
 use tokio::time::sleep;
@@ -14,7 +12,7 @@ use woodfrog_api::{Checkpoint, Phase, names};
 
 use crate::stage::{Stage, condition};
 
-fn is(phase: Phase) -> impl Fn(&Checkpoint) -> bool {
+pub(crate) fn is(phase: Phase) -> impl Fn(&Checkpoint) -> bool {
     move |checkpoint| checkpoint.status.as_ref().is_some_and(|status| status.phase == Some(phase))
 }
 
@@ -49,31 +47,6 @@ async fn api_a_checkpoint_becomes_ready_and_leaves_nothing_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn api_what_cannot_work_ends_in_a_condition_that_says_why() {
-    let Some(stage) = Stage::set().await else { return };
-    stage.checkpoint("nobody", json!({ "source": { "podName": "nobody" } })).await;
-    let workload = json!({ "workloadRef": { "kind": "Deployment", "name": "none" } });
-    stage.checkpoint("workload", json!({ "source": workload })).await;
-    stage.checkpoint("container", json!({ "containers": ["other"] })).await;
-    stage.checkpoint("first", json!({ "image": "r.example/same:warm" })).await;
-    stage.until("first", "ready", is(Phase::Ready)).await;
-    // Ages are whole seconds.
-    sleep(Duration::from_millis(1100)).await;
-    stage.checkpoint("second", json!({ "image": "r.example/same:warm" })).await;
-    for (name, reason) in [
-        ("nobody", "SourceNotFound"),
-        ("workload", "SourceNotFound"),
-        ("container", "ContainerNotFound"),
-        ("second", "ImageInUse"),
-    ] {
-        let said = |checkpoint: &Checkpoint| condition(checkpoint, "Ready").is_some_and(|c| c.1 == reason);
-        let checkpoint = stage.until(name, reason, said).await;
-        assert!(!condition(&checkpoint, "Ready").unwrap().2.is_empty());
-    }
-    stage.until_none::<Pod>(names::CHECKPOINT_LABEL).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn api_operator_and_agent_killed_again_and_again_leave_nothing_half_done() {
     const KILLS: u64 = 50;
     let Some(mut stage) = Stage::set().await else { return };
@@ -104,32 +77,4 @@ async fn api_operator_and_agent_killed_again_and_again_leave_nothing_half_done()
     stage.until_none::<Checkpoint>(names::NODE_LABEL).await;
     stage.until_none::<Role>("").await;
     stage.until_none::<RoleBinding>("").await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn api_an_object_of_newer_definitions_is_told_so_and_the_others_are_served() {
-    let Some(stage) = Stage::set().await else { return };
-    let crds: Api<CustomResourceDefinition> = Api::all(stage.client.clone());
-    let path = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/connections/enum/-";
-    let newer: json_patch::Patch =
-        serde_json::from_value(json!([{ "op": "add", "path": path, "value": "Sometimes" }])).unwrap();
-    crds.patch("checkpoints.woodfrog.dev", &PatchParams::default(), &Patch::<()>::Json(newer)).await.unwrap();
-    loop {
-        // The API server takes a moment to use what it was given.
-        if stage.try_checkpoint("newer", json!({ "connections": "Sometimes" })).await.is_ok() {
-            break;
-        }
-        sleep(Duration::from_millis(100)).await;
-    }
-    stage.checkpoint("web", json!({})).await;
-    stage.until("web", "ready", is(Phase::Ready)).await;
-    let raw = stage.raw();
-    let reason = loop {
-        let object = raw.get("newer").await.unwrap();
-        match object.data.pointer("/status/conditions/0/reason") {
-            Some(reason) => break reason.clone(),
-            None => sleep(Duration::from_millis(50)).await,
-        }
-    };
-    assert_eq!(reason, "UnsupportedSpec");
 }

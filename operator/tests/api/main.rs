@@ -2,5 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bad_input;
 mod checkpoints;
+mod retention;
 mod stage;

@@ -1,10 +1,12 @@
 //! An API server, an operator, and stand-ins for what the cluster's nodes do.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
@@ -13,7 +15,7 @@ use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
-use woodfrog_api::{Checkpoint, names};
+use woodfrog_api::{Checkpoint, WarmPool, names, node_labels};
 use woodfrog_testapi::{ApiServer, Need, User};
 
 /// Longer than anything takes, on a slow machine under load.
@@ -40,6 +42,10 @@ impl Stage {
         woodfrog_testapi::install_crds(&client).await.unwrap();
         let namespace = server.namespace("shop").await.unwrap();
         let mut stage = Self { server, client, namespace, operator: None, node: None };
+        let node =
+            json!({ "metadata": { "name": NODE, "labels": { (node_labels::ARCHITECTURE): "x86_64" } } });
+        let node: Node = serde_json::from_value(node).unwrap();
+        Api::all(stage.client.clone()).create(&PostParams::default(), &node).await.unwrap();
         stage.start_operator().await;
         stage.start_node();
         Some(stage)
@@ -75,7 +81,9 @@ impl Stage {
         }
     }
 
-    /// Kubelet, scheduler and node agent: pods run and are ready at once, and instructions succeed at the second look.
+    /// Kubelet, scheduler and node agent: pods run and are ready at once, and instructions succeed at the second look. Images
+    /// are deleted at once, but for those whose repository is called `stubborn`. What else does not work is told by the name of
+    /// the Checkpoint: see `run_pods` and `failure`.
     pub(crate) fn start_node(&mut self) {
         let (client, namespace) = (self.client.clone(), self.namespace.clone());
         self.node = Some(tokio::spawn(async move {
@@ -83,6 +91,7 @@ impl Stage {
                 // What fails now is done at the next look.
                 let _ = run_pods(&client, &namespace).await;
                 let _ = carry_out(&client, &namespace).await;
+                let _ = prune(&client, &namespace).await;
                 sleep(Duration::from_millis(100)).await;
             }
         }));
@@ -122,6 +131,17 @@ impl Stage {
         self.raw().create(&PostParams::default(), &object).await
     }
 
+    pub(crate) async fn pool(&self, name: &str, spec: Value) {
+        self.try_pool(name, spec).await.unwrap();
+    }
+
+    pub(crate) async fn try_pool(&self, name: &str, spec: Value) -> kube::Result<DynamicObject> {
+        let resource = ApiResource::erase::<WarmPool>(&());
+        let pools = Api::namespaced_with(self.client.clone(), &self.namespace, &resource);
+        let object = DynamicObject::new(name, &resource).data(json!({ "spec": spec }));
+        pools.create(&PostParams::default(), &object).await
+    }
+
     /// Waits until a Checkpoint is as a test wants it.
     pub(crate) async fn until(&self, name: &str, what: &str, is: impl Fn(&Checkpoint) -> bool) -> Checkpoint {
         let deadline = Instant::now() + PATIENCE;
@@ -135,6 +155,23 @@ impl Stage {
                 let status = serde_json::to_string_pretty(&checkpoint).unwrap();
                 panic!("{name} is not {what} in time: {status}\n--- operator\n{log}");
             }
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Waits until an Event tells of an object.
+    pub(crate) async fn until_told(&self, name: &str, reason: &str) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let events = self.api::<Event>().list(&ListParams::default()).await.unwrap();
+            let found = events.into_iter().find(|event| {
+                let about = event.regarding.as_ref().and_then(|regarding| regarding.name.as_deref());
+                about == Some(name) && event.reason.as_deref() == Some(reason)
+            });
+            if let Some(event) = found {
+                return event.note.unwrap_or_default();
+            }
+            assert!(Instant::now() < deadline, "no Event tells {reason} of {name}");
             sleep(Duration::from_millis(50)).await;
         }
     }
@@ -182,12 +219,17 @@ async fn run_pods(client: &Client, namespace: &str) -> kube::Result<()> {
             pods.delete(&pod.name_any(), &DeleteParams::default().grace_period(0)).await?;
             continue;
         }
+        let name = pod.name_any();
+        if name.starts_with("unschedulable") {
+            continue;
+        }
         if pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_none()) {
             let bound = json!({ "spec": { "nodeName": NODE } });
             pods.patch(&pod.name_any(), &PatchParams::default(), &Patch::Merge(bound)).await?;
         }
         if pod.status.as_ref().is_none_or(|status| status.phase.as_deref() != Some("Running")) {
-            let conditions = json!([{ "type": "Ready", "status": "True" }]);
+            let ready = if name.starts_with("unready") { "False" } else { "True" };
+            let conditions = json!([{ "type": "Ready", "status": ready }]);
             let status = json!({ "status": { "phase": "Running", "conditions": conditions } });
             pods.patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Merge(status)).await?;
         }
@@ -211,12 +253,21 @@ async fn carry_out(client: &Client, namespace: &str) -> kube::Result<()> {
         });
         match said {
             Some(said) if said.phase.is_final() => continue,
+            _ if checkpoint.name_any().starts_with("stuck-") => {
+                agent["phase"] = stuck_in(&checkpoint.name_any())
+            }
+            Some(_) if failure(&checkpoint.name_any()).is_some() => {
+                let said = failure(&checkpoint.name_any());
+                agent["phase"] = json!("Failed");
+                agent["reason"] = json!(said.map(|said| said.0));
+                agent["message"] = json!(said.map(|said| said.1));
+            }
             Some(_) => {
                 agent["phase"] = json!("Done");
                 let targets = instruction.containers.iter();
                 let containers = targets.map(|target| {
                     json!({
-                        "name": target.name, "image": target.image, "digest": format!("sha256:{:064}", instruction.attempt),
+                        "name": target.name, "image": target.image, "digest": digest(&target.image, instruction.attempt),
                         "layerBytes": 3 << 20, "compressedBytes": 1 << 20, "memoryBytes": 2 << 20, "freezeMs": 50,
                     })
                 });
@@ -231,6 +282,65 @@ async fn carry_out(client: &Client, namespace: &str) -> kube::Result<()> {
             "status": { "agent": agent },
         });
         let parameters = PatchParams::apply(names::AGENT).force();
+        checkpoints.patch_status(&checkpoint.name_any(), &parameters, &Patch::Apply(patch)).await?;
+    }
+    Ok(())
+}
+
+/// `stuck-freezing-1` stays in the phase Freezing.
+fn stuck_in(name: &str) -> Value {
+    let phase = name.split('-').nth(1).unwrap_or_default();
+    json!(match phase {
+        "warmingup" => "WarmingUp",
+        "pushing" => "Pushing",
+        _ => "Freezing",
+    })
+}
+
+/// What the agent says of a Checkpoint that it fails to make.
+fn failure(name: &str) -> Option<(&'static str, &'static str)> {
+    Some(match name {
+        "unreachable" => ("Unreachable", "cannot reach the registry r.example"),
+        "refusing" => ("Unauthorized", "the registry r.example refuses to take a layer"),
+        "hook" => ("Hook", "the hook beforeCheckpoint did not end within 10 s"),
+        "request" => ("WarmUpRequest", "warm-up request 1 answered 500"),
+        "preflight" => ("Preflight", "tty: true cannot be frozen"),
+        _ => return None,
+    })
+}
+
+/// Of the image that an attempt makes.
+pub(crate) fn digest(image: &str, attempt: i64) -> String {
+    let mut hasher = DefaultHasher::new();
+    (image, attempt).hash(&mut hasher);
+    format!("sha256:{:064x}", hasher.finish())
+}
+
+async fn prune(client: &Client, namespace: &str) -> kube::Result<()> {
+    let checkpoints: Api<Checkpoint> = Api::namespaced(client.clone(), namespace);
+    let ours = ListParams::default().labels(&format!("{}={NODE}", names::NODE_LABEL));
+    for checkpoint in checkpoints.list(&ours).await? {
+        let status = checkpoint.status.clone().unwrap_or_default();
+        let Some(pruning) = status.pruning else { continue };
+        let outcomes = pruning.images.iter().map(|image| {
+            let stubborn = image.image.contains("/stubborn");
+            json!({
+                "digest": image.digest,
+                "outcome": if stubborn { "Unsupported" } else { "Deleted" },
+                "message": if stubborn { "this registry deletes nothing" } else { "" },
+            })
+        });
+        let pruned = json!({
+            "node": NODE, "number": pruning.number, "done": true, "heartbeat": Time(Timestamp::now()),
+            "images": outcomes.collect::<Vec<_>>(),
+        });
+        let patch = json!({
+            "apiVersion": "woodfrog.dev/v1alpha1",
+            "kind": "Checkpoint",
+            "metadata": { "name": checkpoint.name_any(), "uid": checkpoint.uid() },
+            "status": { "pruned": pruned },
+        });
+        let parameters = PatchParams::apply(names::PRUNER).force();
         checkpoints.patch_status(&checkpoint.name_any(), &parameters, &Patch::Apply(patch)).await?;
     }
     Ok(())

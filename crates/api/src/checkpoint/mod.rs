@@ -2,6 +2,7 @@
 
 #![allow(clippy::duplicated_attributes, reason = "columns that have a type in common")]
 
+pub mod pruning;
 pub mod status;
 
 use kube::{CustomResource, KubeSchema};
@@ -133,7 +134,8 @@ pub struct CheckpointSpec {
     /// Only while it pushes may the node's agent read it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub push_secret_ref: Option<LocalReference>,
-    /// Which images are kept when newer ones have been made. Default: all are kept.
+    /// Which images are kept when newer ones have been made; others are deleted from the registry, with every tag that they have there.
+    /// Images that pods of pools, Deployments or StatefulSets run from stay until these are gone. Default: all are kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retention: Option<Retention>,
     /// How long each phase may take; then the attempt has failed.

@@ -6,9 +6,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Connections;
+use super::pruning::{Pruned, Pruning, RetentionStatus};
 use crate::{Compatibility, Hooks, LocalReference, WarmUp};
 
-/// What has become of a Checkpoint. Everything but agent is the operator's.
+/// What has become of a Checkpoint. Everything but agent and pruned is the operator's.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CheckpointStatus {
@@ -66,6 +67,16 @@ pub struct CheckpointStatus {
     /// What the agent of the node says of the instruction. Only the agent writes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<AgentStatus>,
+    /// How the deletion of images that spec.retention does not keep goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<RetentionStatus>,
+    /// Images that an agent is to delete now. It may be repeated without harm; where it is missing, nothing is to be deleted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(merge_strategy = StructMerge::Atomic)]
+    pub pruning: Option<Pruning>,
+    /// What that agent says of it. Only the agent writes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pruned: Option<Pruned>,
 }
 
 /// How far a Checkpoint is, in this order.

@@ -50,6 +50,7 @@ impl World {
             pod: pod.into_iter().next(),
             leftovers,
             rival: self.rival.clone(),
+            plain_http: vec!["r.example".into()],
             now,
         };
         let plan = plan(&self.checkpoint, &attempt, &seen);
