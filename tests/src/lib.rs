@@ -4,6 +4,7 @@
 
 pub mod cluster;
 pub mod helm;
+mod rights;
 
 use std::future::Future;
 use std::time::Duration;
@@ -12,6 +13,8 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 use woodfrog_testkubelet::{Container, Kubelet, PodSpec, Stack};
 use woodfrog_testnode::{App, Need, Node, Options};
+
+pub use rights::in_cluster;
 
 /// How long an application may take to answer for the first time, on a slow machine under load.
 pub const STARTUP: Duration = Duration::from_secs(120);

@@ -9,10 +9,11 @@ use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use woodfrog_api::{AgentPhase, Checkpoint, names};
+use woodfrog_testcluster::Cluster;
 use woodfrog_testcluster::cluster::REGISTRY;
 use woodfrog_testcluster::operator::OPERATOR;
-use woodfrog_testcluster::{Cluster, in_cluster};
 use woodfrog_testnode::App;
+use woodfrog_tests::in_cluster;
 
 const PATIENCE: Duration = Duration::from_secs(120);
 const SOON: Duration = Duration::from_secs(20);
@@ -58,7 +59,7 @@ fn e2e_a_pod_gets_ready_is_restarted_when_it_dies_and_goes_when_it_is_deleted() 
 
         let pod = start(cluster, &pod("web")?).await?;
         ensure!(cluster.get(&pod, "/count")? == "1" && cluster.get(&pod, "/count")? == "2");
-        let output = cluster.stack.woodfrog(&["ps", "--output", "json"])?;
+        let output = cluster.member.stack.woodfrog(&["ps", "--output", "json"])?;
         let listed: Vec<Value> = serde_json::from_str(&output)?;
         let pid = listed[0]["pid"].as_i64().with_context(|| format!("no PID: {output}"))?;
         cluster.node.run("kill", &["-KILL", &pid.to_string()])?;
@@ -72,7 +73,7 @@ fn e2e_a_pod_gets_ready_is_restarted_when_it_dies_and_goes_when_it_is_deleted() 
         // The agent hears of a container's end on its own.
         let deadline = Instant::now() + SOON;
         loop {
-            let left = cluster.stack.woodfrog(&["ps", "--output", "json"])?;
+            let left = cluster.member.stack.woodfrog(&["ps", "--output", "json"])?;
             if left.trim() == "[]" {
                 return Ok(());
             }

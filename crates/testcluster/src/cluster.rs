@@ -1,14 +1,11 @@
 //! What a test holds of a cluster.
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use base64::Engine as _;
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::core::v1::{Namespace, Node as NodeObject, Pod};
-use kube::api::{Api, DynamicObject, ListParams, Patch, PatchParams, PostParams};
-use kube::config::Kubeconfig;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use kube::api::{Api, DynamicObject, ListParams, PostParams};
 use kube::{Client, Resource, ResourceExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -16,41 +13,53 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use woodfrog_api::{Checkpoint, WarmPool};
 use woodfrog_testapi::{ApiServer, User, install_crds};
+use woodfrog_testkubelet::http;
 use woodfrog_testkubelet::stack::{AGENT, SHIM};
-use woodfrog_testkubelet::{Kubelet, Stack, http};
 use woodfrog_testnode::{App, Node, Options};
 
+use crate::member::{Member, kubeconfig};
 use crate::operator::OPERATOR;
-use crate::{forward, garbage, kubelet, manifest, scheduler};
+use crate::{garbage, manifest, scheduler};
 
 /// Namespace of the operator's lease.
 pub const SYSTEM: &str = "woodfrog-system";
 /// The registry of every node, which holds the images of applications.
 pub const REGISTRY: &str = "127.0.0.1:5000";
-/// The kubeconfig in the node.
+/// The operator's kubeconfig in the node.
 pub(crate) const KUBECONFIG: &str = "/run/woodfrog-kubeconfig.json";
 
-/// A cluster of one node. Everything in it ends with it, but for the node, which is its guard's.
+/// Whose rights operator and agents have.
+#[derive(Clone, Debug)]
+pub enum Rights {
+    /// Those of an administrator.
+    Admin,
+    /// Those of the service accounts `woodfrog-operator` and `woodfrog-agent` of the namespace [`SYSTEM`], which these YAML
+    /// documents give them.
+    Accounts(String),
+}
+
+/// A cluster of one node, which others may join. Everything in it ends with it, but for the node, which is its guard's.
 pub struct Cluster<'a> {
     /// Who may do everything.
     pub client: Client,
     /// A namespace for the test's objects.
     pub namespace: String,
-    /// The only node.
+    /// The node of the operator.
     pub node: &'a Node,
     /// Agent and shim on it.
-    pub stack: Stack<'a>,
+    pub member: Member<'a>,
     pub(crate) profile: String,
-    /// Scheduler, kubelet, garbage collector, and the way to the API server.
+    rights: Rights,
+    /// Scheduler and garbage collector.
     _tasks: JoinSet<()>,
-    _server: ApiServer,
+    server: ApiServer,
 }
 
 /// Runs a test in a cluster of its own, which is gone afterwards. `name` names the node; `images` are in its registry.
 ///
 /// # Panics
 /// With the test's error, what the API server has, and the logs of operator, agent and shim.
-pub fn in_cluster<F>(name: &str, images: &[App], test: F)
+pub fn in_cluster<F>(name: &str, images: &[App], rights: Rights, test: F)
 where
     F: AsyncFnOnce(&Cluster<'_>) -> Result<()>,
 {
@@ -65,7 +74,7 @@ where
     let node = Node::up(name, &options).expect("a node").into_guard();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     let failure = runtime.block_on(async {
-        let cluster = match Cluster::start(&node, "debug").await {
+        let cluster = match Cluster::start_as(&node, "debug", rights).await {
             Ok(cluster) => cluster,
             Err(e) => return Some(format!("{e:?}\n{}", logs(&node))),
         };
@@ -89,6 +98,14 @@ impl<'a> Cluster<'a> {
     /// # Errors
     /// A part does not come up, or the environment names a cluster that has schedulers and kubelets of its own.
     pub async fn start(node: &'a Node, profile: &str) -> Result<Self> {
+        Self::start_as(node, profile, Rights::Admin).await
+    }
+
+    /// The same, with other rights.
+    ///
+    /// # Errors
+    /// As [`Cluster::start`]; what gives the rights is refused.
+    pub async fn start_as(node: &'a Node, profile: &str, rights: Rights) -> Result<Self> {
         let server = ApiServer::start().await?;
         ensure!(
             server.directory().is_some(),
@@ -98,24 +115,27 @@ impl<'a> Cluster<'a> {
         install_crds(&client).await?;
         make_namespace(&client, SYSTEM).await?;
         let namespace = server.namespace("shop").await?;
-        register(&client, node).await?;
-
+        if let Rights::Accounts(yaml) = &rights {
+            manifest::apply(&client, SYSTEM, yaml).await?;
+        }
         let mut tasks = JoinSet::new();
-        let file = server.kubeconfig(&User::admin()).await?;
-        let (kubeconfig, address) = in_node(Kubeconfig::read_from(&file)?)?;
-        std::fs::write(node.path(KUBECONFIG), kubeconfig).context(KUBECONFIG)?;
-        tasks.spawn(forward::forward(node, address)?);
-
-        let agent = ["--node-name", node.name(), "--kubeconfig", KUBECONFIG];
-        let stack = Stack::start_with(node, profile, &agent)?;
-        let cri = Kubelet::connect(node, &stack.cri_socket()).await?;
         tasks.spawn(scheduler::run(client.clone(), server.is_real()));
         tasks.spawn(garbage::run(client.clone()));
-        tasks.spawn(kubelet::run(kubelet::Context { client: client.clone(), node: node.clone(), cri }));
+        let member = Member::join(&server, &client, node, profile, &agent(&rights, node)).await?;
+        kubeconfig(&server, &operator(&rights), node, KUBECONFIG).await?;
         let profile = profile.to_owned();
-        let cluster = Self { client, namespace, node, stack, profile, _tasks: tasks, _server: server };
+        let cluster = Self { client, namespace, node, member, profile, rights, _tasks: tasks, server };
         cluster.start_operator().await?;
         Ok(cluster)
+    }
+
+    /// Joins another node.
+    ///
+    /// # Errors
+    /// A part does not come up.
+    pub async fn join<'b>(&self, node: &'b Node) -> Result<Member<'b>> {
+        let agent = agent(&self.rights, node);
+        Member::join(&self.server, &self.client, node, &self.profile, &agent).await
     }
 
     /// `kubectl apply` of a YAML text.
@@ -219,29 +239,12 @@ impl<'a> Cluster<'a> {
         http::get(self.node, ip.parse()?, path)
     }
 
-    /// Fails unless every container of a pod was thawed; the reason is in the error.
+    /// Fails unless every container of a pod of the operator's node was thawed; the reason is in the error.
     ///
     /// # Errors
     /// One started cold.
     pub fn assert_thawed(&self, pod: &Pod) -> Result<()> {
-        let output = self.stack.woodfrog(&["ps", "--output", "json"])?;
-        let all: Vec<Value> = serde_json::from_str(&output).with_context(|| output.clone())?;
-        let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
-        for status in statuses.into_iter().flatten() {
-            let id = status.container_id.as_deref().unwrap_or_default().trim_start_matches("containerd://");
-            let found = all.iter().find(|container| container["id"] == id);
-            let found =
-                found.with_context(|| format!("{} of {} is not in {output}", status.name, pod.name_any()))?;
-            ensure!(
-                found["state"] == "thawed",
-                "{} of {} was not thawed but is {}: {}",
-                status.name,
-                pod.name_any(),
-                found["state"],
-                found["reason"]
-            );
-        }
-        Ok(())
+        self.member.assert_thawed(pod)
     }
 
     /// What the namespace holds, for the one who reads a failure.
@@ -267,30 +270,16 @@ async fn make_namespace(client: &Client, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// What a kubelet tells of its node when it starts.
-async fn register(client: &Client, node: &Node) -> Result<()> {
-    let nodes = Api::<NodeObject>::all(client.clone());
-    let labels = json!({ "kubernetes.io/hostname": node.name(), "kubernetes.io/os": "linux" });
-    let object = serde_json::from_value(json!({ "metadata": { "name": node.name(), "labels": labels } }))?;
-    nodes.create(&PostParams::default(), &object).await?;
-    let status = json!({ "status": {
-        "addresses": [{ "type": "InternalIP", "address": node.address() }],
-        "conditions": [{ "type": "Ready", "status": "True" }],
-    } });
-    nodes.patch_status(node.name(), &PatchParams::default(), &Patch::Merge(status)).await?;
-    Ok(())
+fn operator(rights: &Rights) -> User {
+    match rights {
+        Rights::Admin => User::admin(),
+        Rights::Accounts(_) => User::service_account(SYSTEM, "woodfrog-operator"),
+    }
 }
 
-/// A kubeconfig that needs no other file, and where its server is.
-fn in_node(mut config: Kubeconfig) -> Result<(Vec<u8>, SocketAddr)> {
-    let cluster =
-        config.clusters.first_mut().and_then(|named| named.cluster.as_mut()).context("no cluster")?;
-    if let Some(file) = cluster.certificate_authority.take() {
-        let certificate = std::fs::read(&file).context(file)?;
-        let encoded = base64::prelude::BASE64_STANDARD.encode(certificate);
-        cluster.certificate_authority_data = Some(encoded);
+fn agent(rights: &Rights, node: &Node) -> User {
+    match rights {
+        Rights::Admin => User::admin(),
+        Rights::Accounts(_) => User::service_account(SYSTEM, "woodfrog-agent").on_node(node.name()),
     }
-    let server = cluster.server.as_deref().unwrap_or_default();
-    let address = server.trim_start_matches("https://").parse().with_context(|| server.to_owned())?;
-    Ok((serde_json::to_vec(&config)?, address))
 }

@@ -1,4 +1,4 @@
-//! A cluster of one node for tests: everything real but scheduler, kubelet and garbage collector, which stand-ins play.
+//! A cluster for tests: everything real but scheduler, kubelet and garbage collector, which stand-ins play.
 //!
 //! ```text
 //!   test ──► API server (host's loopback) ◄──watch── scheduler, kubelet, garbage collector: tasks of the test
@@ -7,7 +7,7 @@
 //!   node:  127.0.0.1:PORT ◄── operator, node-agent        cri-shim ──► containerd ──► pods
 //! ```
 //!
-//! - [`cluster`]: what a test holds;
+//! - [`cluster`]: what a test holds, and [`member`], its nodes;
 //! - [`operator`]: its process on the node;
 //! - `forward`: the API server's way into the node's network;
 //! - `scheduler`: binds pods to nodes whose labels match;
@@ -25,6 +25,7 @@ mod forward;
 mod garbage;
 mod kubelet;
 mod manifest;
+pub mod member;
 pub mod operator;
 mod probe;
 mod scheduler;
@@ -32,4 +33,5 @@ mod status;
 mod translate;
 mod worker;
 
-pub use cluster::{Cluster, in_cluster};
+pub use cluster::{Cluster, Rights, in_cluster};
+pub use member::Member;

@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result};
 use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use kube::core::GroupVersionKind;
+use kube::discovery::Scope;
 use kube::{Client, ResourceExt as _};
 use serde_json::Value;
 
@@ -14,12 +15,15 @@ pub(crate) async fn apply(client: &Client, namespace: &str, yaml: &str) -> Resul
         let object: DynamicObject = serde_json::from_value(document).context("this is no object")?;
         let types = object.types.as_ref().context("an object without apiVersion and kind")?;
         let kind = GroupVersionKind::try_from(types)?;
-        let (resource, _) = kube::discovery::pinned_kind(client, &kind)
+        let (resource, capabilities) = kube::discovery::pinned_kind(client, &kind)
             .await
             .with_context(|| format!("the API server has no {} of {}", types.kind, types.api_version))?;
         let namespace = object.namespace().unwrap_or_else(|| namespace.to_owned());
         let name = object.name_any();
-        let api = Api::<DynamicObject>::namespaced_with(client.clone(), &namespace, &resource);
+        let api = match capabilities.scope {
+            Scope::Cluster => Api::<DynamicObject>::all_with(client.clone(), &resource),
+            Scope::Namespaced => Api::<DynamicObject>::namespaced_with(client.clone(), &namespace, &resource),
+        };
         let parameters = PatchParams::apply("kubectl").force();
         let result = api.patch(&name, &parameters, &Patch::Apply(&object)).await;
         applied.push(result.with_context(|| format!("{} {namespace}/{name} is refused", types.kind))?);

@@ -1,6 +1,7 @@
-//! Binds pods to nodes: nodeSelector and required node affinity are obeyed, resources are not counted.
+//! Binds pods to nodes: nodeSelector and required node affinity are obeyed, the node with the fewest pods is taken, resources are
+//! not counted.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::pin::pin;
 
 use futures::{FutureExt as _, StreamExt as _, stream};
@@ -26,20 +27,27 @@ pub(crate) async fn run(client: Client, has_bindings: bool) {
         watcher(Api::all(client.clone()), watcher::Config::default()).default_backoff().reflect(node_writer);
     let mut changes = pin!(stream::select(watched_pods.map(drop), watched_nodes.map(drop)));
     // What the store does not know of yet must not be done twice.
-    let mut bound = HashSet::new();
+    let mut bound: HashMap<String, String> = HashMap::new();
     while changes.next().await.is_some() {
         // What else has come already is looked at together with it.
         while changes.next().now_or_never().flatten().is_some() {}
         for pod in pods.state() {
             let Some(uid) = pod.uid() else { continue };
             let spec = pod.spec.clone().unwrap_or_default();
-            if spec.node_name.is_some() || pod.metadata.deletion_timestamp.is_some() || bound.contains(&uid) {
+            if spec.node_name.is_some()
+                || pod.metadata.deletion_timestamp.is_some()
+                || bound.contains_key(&uid)
+            {
                 continue;
             }
-            let found = nodes.state().into_iter().find(|node| is_ready(node) && fits(&spec, node));
+            let living: HashSet<String> = pods.state().iter().filter_map(|pod| pod.uid()).collect();
+            bound.retain(|uid, _| living.contains(uid));
+            let load = |node: &Node| bound.values().filter(|name| **name == node.name_any()).count();
+            let nodes_that_fit = nodes.state().into_iter().filter(|node| is_ready(node) && fits(&spec, node));
+            let found = nodes_that_fit.min_by_key(|node| (load(node), node.name_any()));
             let result = match found {
                 Some(node) => bind(&client, &pod, &node.name_any(), has_bindings).await.map(|()| {
-                    bound.insert(uid);
+                    bound.insert(uid, node.name_any());
                 }),
                 None => refuse(&client, &pod, nodes.len()).await,
             };
