@@ -70,7 +70,7 @@ fn node_an_agent_killed_in_any_phase_of_a_thaw_leaves_a_running_application() {
 
 /// PID on the host of the pager that works for a container of this world: a child of the agent.
 fn pager(world: &World<'_>) -> Option<i32> {
-    let agent = world.node.service_pid("node-agent")?;
+    let (agent, _) = world.node.service_pid("node-agent")?;
     let processes = fs::read_dir("/proc").ok()?.flatten();
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     pids.into_iter().find(|pid| {

@@ -238,7 +238,12 @@ fn hear(init: &mut Machine<Container>, now: Instant) -> ControlFlow<u8, bool> {
                 }
             }
             Told::RequestLease(_) => descriptor = link.take_descriptor(false),
-            Told::Pager(_) => init.world.memory = link.take_descriptor(true).map(Memory::new),
+            Told::Pager(_) => {
+                init.world.memory = link.take_descriptor(true).map(Memory::new);
+                if init.world.memory.is_none() {
+                    init.memory_lost(now)?;
+                }
+            }
             _ => {}
         }
         init.told(told, descriptor, now)?;
