@@ -125,7 +125,10 @@ async fn furnish(engine: &Engine, prepared: Arc<Prepared>, taken: Taken) -> Resu
     let work = scratch.path().join("work");
     std::fs::create_dir(&work).map_err(failed("make a scratch directory"))?;
     let pager = match (&engine.pager, taken.pager) {
-        (Some(program), Some(place)) => Pager::start(program.clone(), place, prepared.clone(), work).await?,
+        (Some(program), Some(place)) => {
+            let wanted = engine.working_sets.get(&prepared.digest);
+            Pager::start(program.clone(), place, prepared.clone(), wanted, work).await?
+        }
         _ => None,
     };
     Ok(Ready { prepared, seat: taken.seat, pager, scratch, init: taken.init })
