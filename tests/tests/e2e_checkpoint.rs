@@ -224,7 +224,7 @@ fn e2e_checkpoints_get_ready_though_operator_and_agent_are_killed_at_random() {
         for _ in 0..kills() {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             tokio::time::sleep(Duration::from_millis((random >> 33) % 4000)).await;
-            if (random >> 20) % 2 == 0 {
+            if (random >> 20).is_multiple_of(2) {
                 cluster.member.stack.kill_agent()?;
                 cluster.member.stack.start_agent()?;
             } else {

@@ -14,6 +14,13 @@ struct World {
 }
 
 impl World {
+    fn edit_template(&mut self, edit: impl FnOnce(&mut serde_json::Value)) {
+        let spec = &mut self.checkpoint.spec.source.template.as_mut().unwrap().spec;
+        let mut value = serde_json::to_value(&*spec).unwrap();
+        edit(&mut value);
+        *spec = serde_json::from_value(value).unwrap();
+    }
+
     fn new(spec: Value) -> Self {
         let checkpoint = json!({
             "apiVersion": "woodfrog.dev/v1alpha1",
@@ -167,8 +174,7 @@ fn a_change_of_the_source_makes_it_anew_and_the_old_image_stays_until_then() {
     world.instructed();
     world.is_done("sha256:a");
     world.look();
-    world.checkpoint.spec.source.template.as_mut().unwrap().spec["containers"][0]["image"] =
-        "r.example/web:2".into();
+    world.edit_template(|spec| spec["containers"][0]["image"] = "r.example/web:2".into());
     let plan = world.look();
     assert_eq!(plan.create.as_ref().unwrap().name_any(), "web-warm-2");
     assert_eq!(plan.status.containers[0].digest, "sha256:a");
@@ -321,7 +327,7 @@ fn of_two_checkpoints_for_one_image_the_younger_waits() {
 fn several_containers_have_an_image_each() {
     let mut world = World::of_a_template();
     let containers = json!([{ "name": "app" }, { "name": "cache" }]);
-    world.checkpoint.spec.source.template.as_mut().unwrap().spec["containers"] = containers;
+    world.edit_template(|spec| spec["containers"] = containers);
     let images: Vec<_> = world.instructed().containers.into_iter().map(|target| target.image).collect();
     assert_eq!(images, ["r.example/web-app:warm", "r.example/web-cache:warm"]);
 }
