@@ -17,10 +17,10 @@ use crate::pending::{Pending, clip};
 
 /// Bytes of a page.
 pub(crate) const PAGE: u64 = 4096;
-/// How much around a page that is waited for comes with it, at most: a batch costs little more than a page.
+/// How much around a page that is waited for comes with it: a batch costs little more than a page.
 const AROUND: u64 = 64 << 10;
-/// The same while it is recorded what is wanted.
-const AROUND_RECORDED: u64 = 16 << 10;
+/// How much follows a page, at most, if those before it were waited for one after the other.
+const AHEAD: u64 = 1 << 20;
 /// Zeros given at once to who writes on and on.
 const ZEROS: &[u8] = &[0; 64 << 10];
 
@@ -65,6 +65,8 @@ pub(crate) struct Memory {
     cursor: u64,
     /// Where the last zeros were given to a writer, and how many.
     zeros: (u64, u64),
+    /// Up to where the last batch went, and how much it was.
+    ahead: (u64, u64),
     /// The page that was not to be found at the last attempt, if no event has been taken in since.
     missing: Option<u64>,
     /// CRIU has mapped everything.
@@ -92,6 +94,7 @@ impl Memory {
             first: process.first.iter().copied().collect(),
             cursor: 0,
             zeros: (0, 0),
+            ahead: (0, 0),
             missing: None,
             mapped: false,
             gone: false,
@@ -112,6 +115,7 @@ impl Memory {
             first: VecDeque::new(),
             cursor: 0,
             zeros: (0, 0),
+            ahead: (0, 0),
             missing: None,
             mapped: true,
             gone: false,
@@ -172,10 +176,14 @@ impl Memory {
             self.counts.zero_faults += 1;
             return self.give_zeros(page, write);
         };
-        let around = if self.wanted.is_some() { AROUND_RECORDED } else { AROUND };
-        let window = page & !(around - 1);
-        let batch = clip(run, window, window + around);
+        let batch = if page == self.ahead.0 {
+            clip(run, page, page + (self.ahead.1 * 2).min(AHEAD))
+        } else {
+            let window = page & !(AROUND - 1);
+            clip(run, window, window + AROUND)
+        };
         let end = batch.start + batch.length;
+        self.ahead = (end, batch.length);
         if let Some(wanted) = &mut self.wanted {
             wanted.push(Span { start: batch.start, length: batch.length });
         }

@@ -108,8 +108,21 @@ impl Pager {
         }
     }
 
-    /// Serves until all memory is there.
+    /// Serves until all memory is there, or the container has ended.
     pub(crate) fn run(mut self) -> Result<Report, PagerError> {
+        match self.serve_all() {
+            Ok(()) => {
+                scm::send(self.init.as_fd(), COMPLETE, &[]).map_err(socket("tell init"))?;
+                self.report.complete_us = monotonic_us();
+            }
+            // Nobody needs the rest. What was wanted is worth knowing.
+            Err(PagerError::Ended) if matches!(self.criu, Criu::Finished) => {}
+            Err(e) => return Err(e),
+        }
+        Ok(self.finish())
+    }
+
+    fn serve_all(&mut self) -> Result<(), PagerError> {
         let mut pause = None;
         loop {
             self.wait(pause)?;
@@ -126,7 +139,7 @@ impl Pager {
                 self.report.nearly_us = monotonic_us();
             }
             if finished && left == 0 && !self.processes.iter().any(Memory::is_waited_for) {
-                return self.complete();
+                return Ok(());
             }
             pause = match (self.fill()?, later) {
                 // Only CRIU or a process can bring something to do.
@@ -291,7 +304,7 @@ impl Pager {
         });
     }
 
-    fn complete(mut self) -> Result<Report, PagerError> {
+    fn finish(mut self) -> Report {
         self.note_wanted();
         // With the last descriptor the kernel forgets that anything was served here.
         for memory in std::mem::take(&mut self.processes) {
@@ -299,17 +312,14 @@ impl Pager {
             self.counts.faults += memory.counts.faults;
             self.counts.zero_faults += memory.counts.zero_faults;
         }
-        scm::send(self.init.as_fd(), COMPLETE, &[]).map_err(socket("tell init"))?;
-        let cpu = rustix::time::clock_gettime(ClockId::ProcessCPUTime);
-        Ok(Report {
+        Report {
             copied: self.counts.copied,
             faults: self.counts.faults,
             zero_faults: self.counts.zero_faults,
-            complete_us: monotonic_us(),
-            cpu_us: micros(cpu),
+            cpu_us: micros(rustix::time::clock_gettime(ClockId::ProcessCPUTime)),
             wanted: self.wanted,
             ..self.report
-        })
+        }
     }
 }
 

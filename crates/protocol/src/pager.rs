@@ -104,7 +104,7 @@ pub struct Report {
     /// When 99 % of the memory was there, likewise.
     #[prost(uint64, tag = "5")]
     pub nearly_us: u64,
-    /// When all memory was there, likewise.
+    /// When all memory was there, likewise; 0 if the container ended before.
     #[prost(uint64, tag = "6")]
     pub complete_us: u64,
     /// CPU time of the pager, microseconds.

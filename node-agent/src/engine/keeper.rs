@@ -94,24 +94,28 @@ pub async fn keep(
 
 /// Notes what a pager did, and keeps what it has found out about the image with this digest.
 async fn follow(engine: Arc<Engine>, container: Weak<Container>, digest: String, pager: Pager) {
-    let ended = pager.ended().await;
-    let Some(container) = container.upgrade() else { return };
-    match ended {
-        Ok(report) => {
-            container.note(format!(
-                "all memory is there {:.1} ms after the application ran: {:.1} MB brought, {} faults, {:.1} ms of CPU time",
-                report.complete_us.saturating_sub(report.released_us) as f64 / 1e3,
-                report.copied as f64 / 1e6,
-                report.faults,
-                report.cpu_us as f64 / 1e3,
-            ));
-            if !report.wanted.is_empty()
-                && let Err(e) = engine.working_sets.put(&digest, report.wanted)
-            {
-                warn!("cannot keep the working set of {digest}: {e}");
-            }
+    let note = |message: String| {
+        if let Some(container) = container.upgrade() {
+            container.note(message);
         }
-        Err(e) => container.note(format!("its pager: {e}")),
+    };
+    let report = match pager.ended().await {
+        Ok(report) => report,
+        Err(e) => return note(format!("its pager: {e}")),
+    };
+    if report.complete_us > 0 {
+        note(format!(
+            "all memory is there {:.1} ms after the application ran: {:.1} MB brought, {} faults, {:.1} ms of CPU time",
+            report.complete_us.saturating_sub(report.released_us) as f64 / 1e3,
+            report.copied as f64 / 1e6,
+            report.faults,
+            report.cpu_us as f64 / 1e3,
+        ));
+    }
+    if !report.wanted.is_empty()
+        && let Err(e) = engine.working_sets.put(&digest, report.wanted)
+    {
+        warn!("cannot keep the working set of {digest}: {e}");
     }
 }
 
