@@ -69,9 +69,13 @@ pub enum PagerUnavailable {
     },
 }
 
-/// A pager that waits for CRIU, or serves already.
+/// A pager that waits for CRIU, or serves already. If this is dropped before the init has its end of the socket, the pager
+/// ends; it is reaped in any case.
 #[derive(Debug)]
-pub struct Pager {
+pub struct Pager(Option<Running>);
+
+#[derive(Debug)]
+struct Running {
     /// The end that is the init's: when it is closed, the pager ends.
     init: OwnedFd,
     child: Child,
@@ -104,13 +108,13 @@ impl Pager {
     }
 
     /// The socket for the init.
-    pub fn for_init(&self) -> BorrowedFd<'_> {
-        self.init.as_fd()
+    pub fn for_init(&self) -> Option<BorrowedFd<'_>> {
+        self.0.as_ref().map(|running| running.init.as_fd())
     }
 
     /// Waits for its end: what it did, or why it did not.
-    pub async fn ended(self) -> Result<Report, String> {
-        let Self { init, child, report, errors } = self;
+    pub async fn ended(mut self) -> Result<Report, String> {
+        let Some(Running { init, child, report, errors }) = self.0.take() else { return Ok(Report::default()) };
         drop(init);
         let read = spawn_blocking(move || Ok::<_, io::Error>((all(report)?, all(errors)?)));
         let status = async {
@@ -126,6 +130,16 @@ impl Pager {
         }
         let said = String::from_utf8_lossy(&errors).trim().to_owned();
         Err(if said.is_empty() { format!("{status:?}") } else { said })
+    }
+}
+
+impl Drop for Pager {
+    fn drop(&mut self) {
+        if let Some(Running { init, child, .. }) = self.0.take() {
+            drop(init);
+            // A thread, since it ends in its own time, and there may be no runtime left.
+            std::thread::spawn(move || child.wait());
+        }
     }
 }
 
@@ -152,7 +166,7 @@ fn start(
         program.descriptor(given);
     }
     let child = place.run(&program).map_err(io::Error::other)?;
-    Ok(Pager { init: ours, child, report, errors })
+    Ok(Pager(Some(Running { init: ours, child, report, errors })))
 }
 
 /// What of each process's memory CRIU leaves to a page server: the runs that the dump marked as such.

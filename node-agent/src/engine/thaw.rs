@@ -195,8 +195,8 @@ pub async fn thaw(
     {
         return Err(ThawError::Lease(refusal));
     }
-    if let Some(pager) = &pager {
-        link.send(to_init::Kind::Pager(Default::default()), Some(pager.for_init())).await?;
+    if let Some(socket) = pager.as_ref().and_then(Pager::for_init) {
+        link.send(to_init::Kind::Pager(Default::default()), Some(socket)).await?;
     }
     watch.lap("lease");
 
