@@ -126,11 +126,8 @@ impl Pager {
         let mut pause = None;
         loop {
             self.wait(pause)?;
-            if matches!(self.criu, Criu::Finished) {
-                self.is_init_there()?;
-            } else {
-                self.hear_criu()?;
-            }
+            self.is_init_there()?;
+            self.hear_criu()?;
             let later = self.serve()?;
             self.bury();
             let finished = matches!(self.criu, Criu::Finished);
@@ -226,7 +223,7 @@ impl Pager {
         scm::send(self.init.as_fd(), HOLD, &[userfault]).map(drop).map_err(socket("tell init"))
     }
 
-    /// Its end of the socket closes with the container.
+    /// Its end of the socket closes with the container, or with the agent if the thaw is given up before.
     fn is_init_there(&self) -> Result<(), PagerError> {
         if is_readable(self.init.as_fd()) { Err(PagerError::Ended) } else { Ok(()) }
     }
