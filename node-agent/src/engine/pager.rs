@@ -114,7 +114,9 @@ impl Pager {
 
     /// Waits for its end: what it did, or why it did not.
     pub async fn ended(mut self) -> Result<Report, String> {
-        let Some(Running { init, child, report, errors }) = self.0.take() else { return Ok(Report::default()) };
+        let Some(Running { init, child, report, errors }) = self.0.take() else {
+            return Ok(Report::default());
+        };
         drop(init);
         let read = spawn_blocking(move || Ok::<_, io::Error>((all(report)?, all(errors)?)));
         let status = async {
