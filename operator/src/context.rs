@@ -6,13 +6,18 @@ use std::time::Duration;
 
 use k8s_openapi::NamespaceResourceScope;
 use kube::{Api, Client, Resource};
+use tokio::time::Instant;
 
 use crate::events::Events;
 use crate::metrics::Metrics;
+use crate::mismatch::Teller;
 use crate::stores::Stores;
 
 /// The first and the longest wait after an error.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+
+/// How soon a status that only tells of progress may follow the one before: each costs the API server as much as any other.
+const PACE: Duration = Duration::from_secs(1);
 
 /// How many failures in a row are more than a moment's.
 const REPEATED: u32 = 3;
@@ -33,8 +38,10 @@ pub struct Context {
     pub metrics: Arc<Metrics>,
     /// What has been seen of the cluster.
     pub stores: Stores,
+    pub(crate) mismatches: Teller,
     pub(crate) failures: Failures,
     pub(crate) written: Written,
+    pub(crate) pace: Pace,
 }
 
 impl Context {
@@ -96,6 +103,27 @@ impl Written {
     }
 }
 
+/// When statuses were written, by the UIDs of their objects.
+#[derive(Debug, Default)]
+pub(crate) struct Pace(Mutex<HashMap<String, Instant>>);
+
+impl Pace {
+    /// The object's status is written now.
+    pub(crate) fn note(&self, object: &impl Resource) {
+        let now = Instant::now();
+        let mut written = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        written.retain(|_, at| now.duration_since(*at) < PACE);
+        written.extend(object.meta().uid.clone().map(|uid| (uid, now)));
+    }
+
+    /// How long progress has to wait; none if it may be written now.
+    pub(crate) fn wait(&self, object: &impl Resource) -> Option<Duration> {
+        let written = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = written.get(object.meta().uid.as_deref()?)?;
+        PACE.checked_sub(at.elapsed()).filter(|wait| !wait.is_zero())
+    }
+}
+
 /// UID and version of an object. Versions of one resource are numbers that grow ("Resource Versions" in Kubernetes' API concepts).
 fn version(object: &impl Resource) -> Option<(String, u64)> {
     let metadata = object.meta();
@@ -120,6 +148,20 @@ mod tests {
         assert!(written.outdates(&at("99")));
         assert!(!written.outdates(&at("101")));
         assert!(!written.outdates(&at("x")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn progress_waits_for_its_turn() {
+        let object =
+            |uid: &str| -> Pod { serde_json::from_value(json!({ "metadata": { "uid": uid } })).unwrap() };
+        let pace = Pace::default();
+        assert_eq!(pace.wait(&object("a")), None);
+        pace.note(&object("a"));
+        tokio::time::advance(Duration::from_millis(400)).await;
+        assert_eq!(pace.wait(&object("a")), Some(Duration::from_millis(600)));
+        assert_eq!(pace.wait(&object("b")), None);
+        tokio::time::advance(Duration::from_millis(600)).await;
+        assert_eq!(pace.wait(&object("a")), None);
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod events;
 mod index;
 mod leader;
 mod metrics;
+mod mismatch;
 pub mod pool;
 mod revision;
 mod run;
@@ -24,7 +25,6 @@ mod serve;
 pub mod stores;
 pub mod telemetry;
 pub mod template;
-mod unreadable;
 
 pub use context::Context;
 pub use run::run;

@@ -17,10 +17,11 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::args::Cli;
-use crate::context::{Context, Failures, Written};
+use crate::context::{Context, Failures, Pace, Written};
 use crate::events::Events;
 use crate::leader::Leader;
 use crate::metrics::Metrics;
+use crate::mismatch::Teller;
 use crate::{checkpoint, pool, serve, stores};
 
 /// How many objects of a kind are looked at at the same time.
@@ -81,7 +82,9 @@ async fn reach(client: &Client) {
 
 /// Reconciles for as long as we lead.
 async fn lead(cli: &Cli, client: &Client, metrics: &Arc<Metrics>) -> Result<()> {
-    let (stores, queues, mut watches) = stores::watch(client);
+    let (mismatches, told) = Teller::new();
+    let (stores, queues, mut watches) = stores::watch(client, mismatches.clone());
+    watches.spawn(told.explain(client.clone()));
     let context = Arc::new(Context {
         client: client.clone(),
         namespace: cli.leader_election_namespace.clone(),
@@ -90,8 +93,10 @@ async fn lead(cli: &Cli, client: &Client, metrics: &Arc<Metrics>) -> Result<()> 
         events: Events::new(client.clone(), &cli.identity),
         metrics: metrics.clone(),
         stores: stores.clone(),
+        mismatches,
         failures: Failures::default(),
         written: Written::default(),
+        pace: Pace::default(),
     });
     stores.ready().await?;
     info!(
@@ -130,10 +135,11 @@ where
         Box::pin(async move {
             let began = Instant::now();
             let uid = object.uid().unwrap_or_default();
-            let result = work(object, context.clone()).await;
+            let result = work(object.clone(), context.clone()).await;
             context.metrics.reconciled(kind, began.elapsed(), result.is_ok());
-            if result.is_ok() {
-                context.failures.forget(&uid);
+            match &result {
+                Ok(_) => context.failures.forget(&uid),
+                Err(e) => context.mismatches.failed(&*object, e),
             }
             result
         })

@@ -12,6 +12,7 @@
 
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::{StreamExt, future::try_join_all, pin_mut};
 use k8s_openapi::NamespaceResourceScope;
@@ -25,14 +26,20 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
 use tracing::warn;
 use woodfrog_api::{Checkpoint, WarmPool, WorkloadKind, names};
 
 use crate::index::{Index, Key};
-use crate::unreadable;
+use crate::mismatch::Teller;
 
 /// What `kubectl apply` without `--server-side` leaves: the object once more.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+/// How long the stores may take to show what was done.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often they are looked at.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// How many objects come with one answer, when all are listed: what is read is larger than what is kept.
 const PAGE: u32 = 100;
@@ -62,7 +69,7 @@ pub(crate) struct Queues {
 }
 
 /// Begins to watch. The watches end with the returned set.
-pub(crate) fn watch(client: &Client) -> (Stores, Queues, JoinSet<()>) {
+pub(crate) fn watch(client: &Client, mismatches: Teller) -> (Stores, Queues, JoinSet<()>) {
     let (checkpoints, write_checkpoints) = reflector::store();
     let (pools, write_pools) = reflector::store();
     let (pods, write_pods) = reflector::store();
@@ -80,11 +87,9 @@ pub(crate) fn watch(client: &Client) -> (Stores, Queues, JoinSet<()>) {
     };
     let (to_checkpoints, checkpoint_queue) = unbounded_channel();
     let (to_pools, pool_queue) = unbounded_channel();
-    let (unreadable, unreadable_queue) = unreadable::Teller::new();
-    let tell = Tell { stores: stores.clone(), checkpoints: to_checkpoints, pools: to_pools, unreadable };
+    let tell = Tell { stores: stores.clone(), checkpoints: to_checkpoints, pools: to_pools, mismatches };
 
     let mut watches = JoinSet::new();
-    watches.spawn(unreadable::explain(client.clone(), unreadable_queue));
     let all = watcher::Config::default().page_size(PAGE);
     let ours = all.clone().labels(names::REVISION_LABEL);
     let told = tell.clone();
@@ -149,11 +154,11 @@ where
 {
     let objects: Api<DeserializeGuard<K>> = Api::all(client.clone());
     async move {
-        let unreadable = tell.unreadable.clone();
+        let mismatches = tell.mismatches.clone();
         let store = writer.as_reader();
         let events = watcher(objects, config)
             .default_backoff()
-            .filter_map(move |event| std::future::ready(readable(event, &unreadable)))
+            .filter_map(move |event| std::future::ready(readable(event, &mismatches)))
             .modify(move |object| {
                 object.managed_fields_mut().clear();
                 object.annotations_mut().remove(LAST_APPLIED);
@@ -186,9 +191,9 @@ where
 /// The same event of an object that can be read; none of others, which are told.
 fn readable<K: Resource<DynamicType = ()>>(
     event: watcher::Result<watcher::Event<DeserializeGuard<K>>>,
-    unreadable: &unreadable::Teller,
+    mismatches: &Teller,
 ) -> Option<watcher::Result<watcher::Event<K>>> {
-    let read = |guard: DeserializeGuard<K>| guard.0.map_err(|object| unreadable.tell::<K>(object)).ok();
+    let read = |guard: DeserializeGuard<K>| guard.0.map_err(|object| mismatches.unreadable::<K>(object)).ok();
     Some(match event {
         Ok(watcher::Event::Apply(object)) => Ok(watcher::Event::Apply(read(object)?)),
         Ok(watcher::Event::Delete(object)) => Ok(watcher::Event::Delete(object.0.ok()?)),
@@ -213,6 +218,23 @@ impl Stores {
             Box::pin(self.stateful_sets.wait_until_ready()),
         ];
         try_join_all(waits).await.map(drop)
+    }
+
+    /// Waits until the stores show what was done, or for as long as we have patience. What is planned next builds on it, so nothing
+    /// is done twice, which only adds to the load that has made the stores slow.
+    pub(crate) async fn show(&self, done: impl Fn(&Self) -> bool) {
+        let began = Instant::now();
+        while !done(self) && began.elapsed() < PATIENCE {
+            sleep(LOOK).await;
+        }
+    }
+
+    /// Whether this very pod is there, and not being deleted.
+    pub(crate) fn lives(&self, pod: &Pod) -> bool {
+        let found = self.pods.get(&ObjectRef::from_obj(pod));
+        found.is_some_and(|found| {
+            found.metadata.uid == pod.metadata.uid && found.metadata.deletion_timestamp.is_none()
+        })
     }
 
     /// The pods that have this owner.
@@ -297,7 +319,7 @@ struct Tell {
     stores: Stores,
     checkpoints: UnboundedSender<ObjectRef<Checkpoint>>,
     pools: UnboundedSender<ObjectRef<WarmPool>>,
-    unreadable: unreadable::Teller,
+    mismatches: Teller,
 }
 
 impl Tell {

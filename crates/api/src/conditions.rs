@@ -15,6 +15,8 @@ pub enum CheckpointCondition {
     Pushed,
     /// Images that `spec.retention` does not keep have been deleted; otherwise the message names those that are left.
     Retained,
+    /// There only while it is false, also on a WarmPool: the operator cannot write the status, for the CRDs are older than it is.
+    Reconciled,
 }
 
 /// Condition types of a WarmPool.
@@ -91,6 +93,8 @@ pub enum CheckpointReason {
     Deleting,
     /// The object says something that this operator does not know: the CRDs are newer than the operator.
     UnsupportedSpec,
+    /// The API server does not know what this operator writes: the CRDs are older than the operator.
+    OutdatedDefinition,
 }
 
 /// Why a condition of a WarmPool is as it is.

@@ -124,7 +124,13 @@ fn freeze_asks_for_all_at_once_and_reports_each_image() {
     };
     let config = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(config.path(), "{\"auths\":{}}").unwrap();
-    let step = |done| Progress { container: "shop/web".into(), phase: "push".into(), done, total: 9 };
+    let step = |done| Progress {
+        container: "shop/web".into(),
+        phase: "push".into(),
+        done,
+        total: 9,
+        ..Progress::default()
+    };
     let answers = vec![
         response::Kind::Progress(step(1)),
         response::Kind::Progress(step(9)),

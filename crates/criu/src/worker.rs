@@ -258,8 +258,11 @@ impl Worker {
     pub(crate) async fn send(&self, request: &Request) -> Result<(), WorkerError> {
         let bytes = request.encode_to_vec();
         let send = |fd: &OwnedFd| rustix::net::send(fd, &bytes, SendFlags::NOSIGNAL).map_err(io::Error::from);
-        self.socket.when(Interest::WRITABLE, send).await?;
-        Ok(())
+        match self.socket.when(Interest::WRITABLE, send).await {
+            // A worker that has died: `receive` tells it.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            sent => Ok(sent.map(drop)?),
+        }
     }
 
     /// The next message and the descriptors that came with it; none when CRIU has closed its end.

@@ -242,6 +242,9 @@ pub struct Progress {
     /// Bytes to do in this phase, 0 if unknown.
     #[prost(uint64, tag = "4")]
     pub total: u64,
+    /// Digest of the image that is about to be pushed; empty in all other messages.
+    #[prost(string, tag = "5")]
+    pub digest: String,
 }
 
 /// How a container came to life.

@@ -7,16 +7,19 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::{Api, ResourceExt};
 use tokio::sync::{mpsc, watch};
-use tracing::info;
+use tracing::{info, warn};
 use woodfrog_api::{AgentPhase, AgentStatus, Checkpoint, Connections, FrozenContainer, Hook, Instruction};
 use woodfrog_protocol::agent::{self, FreezeRequest, FreezeTarget, Frozen, Progress, response};
 
 use super::report::{self, compatibility};
 use super::secret::{self, SecretError};
+use super::unreported::{Image, Unreported};
 use super::warm_up::{self, WarmUpError};
 use super::{Context, report::name};
+use crate::adapters::registry::Registries;
 use crate::engine::EngineError;
 use crate::engine::container::Container;
+use crate::engine::publish::Destination;
 
 /// Why an instruction was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -93,10 +96,17 @@ pub(super) async fn carry_out(context: Context, checkpoint: Checkpoint, instruct
         containers: Vec::new(),
     };
     let (status, published) = watch::channel(first);
+    let unreported = Unreported::of(&context.unreported, &checkpoint.uid().unwrap_or_default());
     let work = async {
-        let work =
-            Work { context: &context, namespace: &namespace, instruction: &instruction, status: &status };
+        let work = Work {
+            context: &context,
+            checkpoint: &checkpoint,
+            instruction: &instruction,
+            status: &status,
+            unreported: &unreported,
+        };
         let outcome = work.run().await;
+        work.delete_leftovers(outcome.as_deref().unwrap_or_default()).await;
         status.send_modify(|status| {
             (status.bytes_done, status.bytes_total, status.bytes_per_second) = (None, None, None);
             match &outcome {
@@ -117,13 +127,15 @@ pub(super) async fn carry_out(context: Context, checkpoint: Checkpoint, instruct
     };
     let checkpoints = Api::namespaced(context.client.clone(), &namespace);
     tokio::join!(work, report::publish(checkpoints, &checkpoint, published));
+    unreported.forget();
 }
 
 struct Work<'a> {
     context: &'a Context,
-    namespace: &'a str,
+    checkpoint: &'a Checkpoint,
     instruction: &'a Instruction,
     status: &'a watch::Sender<AgentStatus>,
+    unreported: &'a Unreported,
 }
 
 impl Work<'_> {
@@ -137,16 +149,13 @@ impl Work<'_> {
             });
         })
         .await?;
-        let docker_config = match &self.instruction.push_secret_ref {
-            Some(reference) => secret::docker_config(&self.context.client, self.namespace, reference).await?,
-            None => String::new(),
-        };
+        let docker_config = self.docker_config().await?;
         // One that was restarted during the warm-up is another container.
         let containers = self.containers()?;
         self.status.send_modify(|status| (status.phase, status.message) = (AgentPhase::Freezing, None));
         let request = self.request(&containers, docker_config);
         let (progress, received) = mpsc::channel(64);
-        let (frozen, ()) = tokio::join!(engine.freeze(request, progress), self.follow(received));
+        let (frozen, ()) = tokio::join!(engine.freeze(request, progress), self.follow(received, &containers));
         Ok(self.results(frozen?))
     }
 
@@ -187,11 +196,41 @@ impl Work<'_> {
         }
     }
 
+    async fn docker_config(&self) -> Result<String, SecretError> {
+        let Some(reference) = &self.instruction.push_secret_ref else { return Ok(String::new()) };
+        let namespace = self.checkpoint.namespace().unwrap_or_default();
+        secret::docker_config(&self.context.client, &namespace, reference).await
+    }
+
+    /// Deletes from the registry what this or an earlier try at the same pushed, and what is not among its results.
+    async fn delete_leftovers(&self, results: &[FrozenContainer]) {
+        // What the Checkpoint speaks of is the operator's to judge.
+        let known = serde_json::to_string(&self.checkpoint.status).unwrap_or_default();
+        let mut leftovers = self.unreported.all();
+        leftovers.retain(|left| {
+            !known.contains(&left.digest) && !results.iter().any(|result| result.digest == left.digest)
+        });
+        for Image { image, digest } in leftovers {
+            let deleted = async {
+                let docker_config = self.docker_config().await.map_err(|e| e.to_string())?;
+                let plain_http = self.instruction.plain_http.clone();
+                let from = Destination { reference: image.clone(), plain_http, docker_config };
+                Registries.delete(&from, &digest).await.map_err(|e| e.to_string())
+            };
+            let deleted: Result<(), String> = deleted.await;
+            let outcome = deleted.err().map_or("deleted".to_owned(), |e| format!("cannot be deleted: {e}"));
+            info!(checkpoint = %name(self.checkpoint), %image, %digest, "left by work that was not finished; {outcome}");
+        }
+    }
+
     /// Follows the freeze: all containers' bytes of the phase in which the last of them is.
-    async fn follow(&self, mut progress: mpsc::Receiver<response::Kind>) {
+    async fn follow(&self, mut progress: mpsc::Receiver<response::Kind>, containers: &[Arc<Container>]) {
         let mut meter = Meter::default();
         while let Some(kind) = progress.recv().await {
             let response::Kind::Progress(said) = kind else { continue };
+            if !said.digest.is_empty() {
+                self.note(&said, containers);
+            }
             let phase = if said.phase == "push" { AgentPhase::Pushing } else { AgentPhase::Freezing };
             if self.status.borrow().phase != phase {
                 meter = Meter::default();
@@ -203,6 +242,18 @@ impl Work<'_> {
                 status.bytes_total = (total > 0).then_some(total);
                 status.bytes_per_second = Some(rate);
             });
+        }
+    }
+
+    /// Notes an image that is about to be pushed.
+    fn note(&self, said: &Progress, containers: &[Arc<Container>]) {
+        let mut targets = containers.iter().zip(&self.instruction.containers);
+        let Some((_, target)) = targets.find(|(container, _)| container.info.id == said.container) else {
+            return;
+        };
+        let image = Image { image: target.image.clone(), digest: said.digest.clone() };
+        if let Err(e) = self.unreported.add(&image) {
+            warn!(checkpoint = %name(self.checkpoint), "cannot note what is pushed: {e}");
         }
     }
 
@@ -278,8 +329,13 @@ mod tests {
     fn a_meter_sums_containers_and_never_goes_back() {
         let mut meter = Meter::default();
         let mut said = |container: &str, done, total| {
-            let (done, total, _) =
-                meter.take(&Progress { container: container.into(), phase: "push".into(), done, total });
+            let (done, total, _) = meter.take(&Progress {
+                container: container.into(),
+                phase: "push".into(),
+                done,
+                total,
+                ..Progress::default()
+            });
             (done, total)
         };
         assert_eq!(said("a", 10, 100), (10, 100));

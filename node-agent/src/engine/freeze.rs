@@ -398,6 +398,14 @@ async fn finish(
     let built = dumped.build.finish(memory).await?;
     watch.lap("build");
     let image = built.image;
+    // Who has to know what was begun gets this in any case.
+    let begins = Progress {
+        container: name.clone(),
+        phase: "push".into(),
+        digest: image.digest.clone(),
+        ..Progress::default()
+    };
+    let _ = progress.send(response::Kind::Progress(begins)).await;
     let push = Push { container: name.clone(), progress: progress.clone() };
     engine
         .publisher
@@ -421,7 +429,8 @@ async fn finish(
 
 /// Progress is for people who watch: what a slow reader misses is not waited for.
 fn say(progress: &mpsc::Sender<response::Kind>, container: &str, phase: &str, done: u64, total: u64) {
-    let message = Progress { container: container.into(), phase: phase.into(), done, total };
+    let message =
+        Progress { container: container.into(), phase: phase.into(), done, total, digest: String::new() };
     let _ = progress.try_send(response::Kind::Progress(message));
 }
 

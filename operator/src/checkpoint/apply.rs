@@ -3,6 +3,7 @@
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::rbac::v1::{PolicyRule, Role, RoleBinding, RoleRef, Subject};
 use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
+use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
 use woodfrog_api::{Checkpoint, CheckpointStatus, names};
@@ -19,6 +20,14 @@ pub(super) enum Made {
     Refused(String),
     /// The API server, or an admission webhook behind it, fails.
     Failing(kube::Error),
+}
+
+/// Whether the API server knows the object otherwise than we do: what was not heard of may only not have come to our store.
+pub(super) async fn is_outdated(context: &Context, checkpoint: &Checkpoint) -> Result<bool, CheckpointError> {
+    let checkpoints: Api<Checkpoint> = context.api(&checkpoint.namespace().unwrap_or_default());
+    let now = checkpoints.get_metadata_opt(&checkpoint.name_any()).await;
+    let now = now.map_err(failed("look at the Checkpoint once more"))?;
+    Ok(now.is_none_or(|now| now.resource_version() != checkpoint.resource_version()))
 }
 
 /// Everything that the status speaks of: finalizer, label, grant, pod. Done before it, so that what an operator leaves
@@ -38,7 +47,10 @@ pub(super) async fn before(
     let Some(pod) = &plan.create else { return Ok(Made::Well) };
     let pods: Api<Pod> = context.api(&namespace);
     match pods.create(&PostParams::default(), pod).await {
-        Ok(_) => Ok(Made::Well),
+        Ok(made) => {
+            context.stores.show(|stores| stores.pods.get(&ObjectRef::from_obj(&made)).is_some()).await;
+            Ok(Made::Well)
+        }
         // Made by an earlier look whose store was behind.
         Err(kube::Error::Api(status)) if status.code == 409 => Ok(Made::Well),
         Err(kube::Error::Api(status)) if [400, 403, 422].contains(&status.code) => {
@@ -68,7 +80,11 @@ pub(super) async fn status(
     checkpoints
         .patch_status(&checkpoint.name_any(), &manager(), &Patch::Apply(&patch))
         .await
-        .map(|written| context.written.note(&written))
+        .map(|written| {
+            context.written.note(&written);
+            context.pace.note(&written);
+            context.mismatches.written(checkpoint, &now.conditions);
+        })
         .or_else(unless_gone)
         .map_err(failed("write the status"))
 }
@@ -149,6 +165,7 @@ async fn remove(context: &Context, pods: &[Pod]) -> Result<(), CheckpointError> 
             .or_else(unless_gone)
             .map_err(failed("delete the warm-up pod"))?;
     }
+    context.stores.show(|stores| !pods.iter().any(|pod| stores.lives(pod))).await;
     Ok(())
 }
 

@@ -64,6 +64,14 @@ pub async fn reconcile(
         let nodes = observe::nodes_with_an_agent(&context).await?;
         retention::begin(&checkpoint, &mut plan, surplus, &nodes, &context.plain_http, seen.now);
     }
+    if plan.is_progress(&checkpoint)
+        && let Some(wait) = context.pace.wait(&*checkpoint)
+    {
+        return Ok(Action::requeue(wait));
+    }
+    if plan.is_silent() && apply::is_outdated(&context, &checkpoint).await? {
+        return Ok(Action::requeue(BEHIND));
+    }
     let plan = match apply::before(&context, &checkpoint, &plan).await? {
         apply::Made::Well => plan,
         apply::Made::Refused(why) => plan::refused(&checkpoint, &attempt, &seen, &why),

@@ -104,6 +104,25 @@ pub struct Plan {
     pub next: Option<Duration>,
 }
 
+impl Plan {
+    /// Whether there is nothing to be done but to say how far a phase is, or which one it is.
+    pub(super) fn is_progress(&self, checkpoint: &Checkpoint) -> bool {
+        let nothing = CheckpointStatus::default();
+        let (old, new) = (checkpoint.status.as_ref().unwrap_or(&nothing), &self.status);
+        let idle = self.create.is_none() && self.delete.is_empty() && self.notes.is_empty();
+        idle && self.outcome.is_none()
+            && old.attempt == new.attempt
+            && old.instruction == new.instruction
+            && old.pruning == new.pruning
+    }
+
+    /// Whether it gives up an agent because nothing was heard of it.
+    pub(super) fn is_silent(&self) -> bool {
+        let reason = CheckpointReason::AgentSilent.to_string();
+        self.notes.iter().any(|note| note.reason == reason)
+    }
+}
+
 /// Plans.
 pub fn plan(checkpoint: &Checkpoint, attempt: &Attempt, seen: &Seen) -> Plan {
     let mut planner = Planner::new(checkpoint, attempt, seen);
@@ -134,7 +153,9 @@ struct Planner<'a> {
 
 impl<'a> Planner<'a> {
     fn new(checkpoint: &'a Checkpoint, attempt: &Attempt, seen: &'a Seen) -> Self {
-        let old = checkpoint.status.clone().unwrap_or_default();
+        let mut old = checkpoint.status.clone().unwrap_or_default();
+        // It is `mismatch`'s.
+        old.conditions.retain(|c| c.type_ != CheckpointCondition::Reconciled.to_string());
         let mut status =
             CheckpointStatus { agent: None, instruction: None, pruning: None, pruned: None, ..old };
         status.observed_generation = checkpoint.metadata.generation;

@@ -5,14 +5,11 @@
 //! same: a pod's number is the smallest that is free, so a pod that is only not known yet is in the way of its double. In
 //! the same way a pod is found that has lost the labels by which pods are watched: it is in the way of its successor.
 
-use std::time::Duration;
-
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
 use serde_json::json;
-use tokio::time::{Instant, sleep};
 use woodfrog_api::{WarmPool, names};
 
 use super::PoolError;
@@ -20,11 +17,7 @@ use super::desired::Desired;
 use super::observe::{Observed, is_lost, is_member};
 use super::plan::{Member, Plan};
 use crate::Context;
-
-/// How long the store may take to see what was done.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// How often it is looked at.
-const LOOK: Duration = Duration::from_millis(5);
+use crate::stores::Stores;
 
 /// What became of a plan.
 #[derive(Debug, Default)]
@@ -119,23 +112,21 @@ async fn delete(pods: &Api<Pod>, member: &Member) -> Result<(), PoolError> {
     }
 }
 
-/// Waits until the store shows what was done, or for as long as we have patience.
+/// Waits until the store shows what was done.
 async fn seen(context: &Context, pool: &WarmPool, made: &[String], deleted: &[Member]) {
     let namespace = pool.namespace().unwrap_or_default();
-    let find = |name: &str| context.stores.pods.get(&ObjectRef::new(name).within(&namespace));
-    let as_before = |member: &Member| {
-        find(&member.name).is_some_and(|pod| {
+    let find = |stores: &Stores, name: &str| stores.pods.get(&ObjectRef::new(name).within(&namespace));
+    let as_before = |stores: &Stores, member: &Member| {
+        find(stores, &member.name).is_some_and(|pod| {
             pod.metadata.uid.as_ref() == Some(&member.uid)
                 && pod.metadata.resource_version == member.resource_version
         })
     };
-    let began = Instant::now();
-    while made.iter().any(|name| find(name).is_none()) || deleted.iter().any(as_before) {
-        if began.elapsed() > PATIENCE {
-            return;
-        }
-        sleep(LOOK).await;
-    }
+    let done = |stores: &Stores| {
+        made.iter().all(|name| find(stores, name).is_some())
+            && !deleted.iter().any(|member| as_before(stores, member))
+    };
+    context.stores.show(done).await;
 }
 
 /// Lets a pod go that somebody has taken: it no longer goes when the pool does.

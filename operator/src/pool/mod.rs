@@ -90,8 +90,13 @@ pub async fn reconcile(pool: Arc<WarmPool>, context: Arc<Context>) -> Result<Act
         }
         applied => applied?,
     };
-    report(&context, &pool, &status::status(&pool, &observed, &plan, applied.refused.as_deref(), now))
-        .await?;
+    let status = status::status(&pool, &observed, &plan, applied.refused.as_deref(), now);
+    if status::is_progress(&pool, &status)
+        && let Some(wait) = context.pace.wait(&*pool)
+    {
+        return Ok(Action::requeue(wait));
+    }
+    report(&context, &pool, &status).await?;
     match applied.refused {
         Some(message) => Err(PoolError::Refused(message)),
         None => Ok(observed.pods.again.map_or_else(Action::await_change, Action::requeue)),
@@ -120,6 +125,8 @@ async fn report(
     status: &woodfrog_api::WarmPoolStatus,
 ) -> Result<(), PoolError> {
     status::write(&context.client, pool, status).await.map_err(PoolError::Status)?;
+    context.mismatches.written(pool, status::conditions(pool));
+    context.pace.note(pool);
     for note in status::notes(pool, status) {
         context.events.say(&pool.object_ref(&()), &note).await;
     }

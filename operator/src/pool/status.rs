@@ -146,6 +146,14 @@ fn with<const N: usize>(
     WarmPoolStatus { conditions: conditions.into(), observed_generation: pool.metadata.generation, ..counts }
 }
 
+/// Whether it counts pods otherwise than the pool says now, and that is all.
+pub(super) fn is_progress(pool: &WarmPool, status: &WarmPoolStatus) -> bool {
+    let says =
+        |condition: &Condition| (condition.type_.clone(), condition.status.clone(), condition.reason.clone());
+    conditions(pool).iter().map(says).eq(status.conditions.iter().map(says))
+        && pool.status.as_ref() != Some(status)
+}
+
 /// What people should hear of a pool that comes to this status: what its conditions have not said before.
 pub(super) fn notes(pool: &WarmPool, status: &WarmPoolStatus) -> Vec<Note> {
     const NORMAL: [PoolReason; 2] = [PoolReason::Scaling, PoolReason::RollingOut];
@@ -189,7 +197,7 @@ pub(super) async fn write(client: &Client, pool: &WarmPool, status: &WarmPoolSta
     }
 }
 
-fn conditions(pool: &WarmPool) -> &[Condition] {
+pub(super) fn conditions(pool: &WarmPool) -> &[Condition] {
     pool.status.as_ref().map_or(&[], |status| &status.conditions)
 }
 

@@ -231,3 +231,37 @@ async fn api_an_object_of_newer_definitions_is_told_so_and_the_others_are_served
     let told = stage.until_told("newer", "UnsupportedSpec").await;
     assert!(told.contains("of one release"), "{told}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn api_an_object_of_older_definitions_is_told_so_until_they_are_replaced() {
+    let Some(stage) = Stage::set().await else { return };
+    let crds: Api<CustomResourceDefinition> = Api::all(stage.client.clone());
+    let path = "/spec/versions/0/schema/openAPIV3Schema/properties/status/properties/attempt";
+    let change = async |operations: Value| {
+        let patch: json_patch::Patch = serde_json::from_value(operations).unwrap();
+        crds.patch("checkpoints.woodfrog.dev", &PatchParams::default(), &Patch::<()>::Json(patch)).await
+    };
+    change(json!([{ "op": "remove", "path": path }])).await.unwrap();
+    // The API server takes a moment to use what it was given: one of these is in time for the older definition.
+    let mut name = String::new();
+    for number in 0.. {
+        name = format!("older-{number}");
+        stage.checkpoint(&name, json!({})).await;
+        let told = |checkpoint: &Checkpoint| {
+            condition(checkpoint, "Reconciled").is_some() || is(Phase::Ready)(checkpoint)
+        };
+        let checkpoint = stage.until(&name, "told", told).await;
+        if condition(&checkpoint, "Reconciled").is_some() {
+            break;
+        }
+    }
+    let told = stage.until_told(&name, "OutdatedDefinition").await;
+    assert!(told.contains("attempt") && told.contains("crds/"), "{told}");
+
+    let attempt = json!({ "type": "integer", "format": "int64", "nullable": true });
+    change(json!([{ "op": "add", "path": path, "value": attempt }])).await.unwrap();
+    let works = |checkpoint: &Checkpoint| {
+        condition(checkpoint, "Reconciled").is_none() && is(Phase::Ready)(checkpoint)
+    };
+    stage.until(&name, "ready, and free of the condition", works).await;
+}

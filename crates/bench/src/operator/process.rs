@@ -1,5 +1,6 @@
 //! The operator's process: its start and end, its memory, its own metrics.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -121,24 +122,33 @@ impl Operator {
         Ok(self.metric("woodfrog_operator_reconciles_total", &label).await? as u64)
     }
 
-    /// How many attempts at Checkpoints have failed. The stand-ins never fail, so there is no reason for any.
+    /// How many attempts at Checkpoints have failed, by why. The stand-ins never fail, so there is no reason for any.
     ///
     /// # Errors
     /// It does not answer.
-    pub(super) async fn failed(&self) -> Result<u64> {
-        let attempts = "woodfrog_operator_checkpoint_attempts_total";
-        let succeeded = self.metric(attempts, "outcome=\"Succeeded\"").await?;
-        Ok((self.metric(attempts, "").await? - succeeded) as u64)
+    pub(super) async fn failed(&self) -> Result<BTreeMap<String, u64>> {
+        let metrics = self.metrics().await?;
+        let attempts = metrics.lines().filter_map(|line| {
+            let line = line.strip_prefix("woodfrog_operator_checkpoint_attempts_total{outcome=\"")?;
+            let (outcome, count) = line.split_once("\"} ")?;
+            Some((outcome.to_owned(), count.parse::<f64>().ok()? as u64))
+        });
+        Ok(attempts.filter(|(outcome, _)| outcome != "Succeeded").collect())
     }
 
     /// The sum of a metric over all that has these labels; 0 if there is none yet.
     async fn metric(&self, name: &str, labels: &str) -> Result<f64> {
+        let text = self.metrics().await?;
+        let found = text.lines().filter(|line| line.starts_with(name) && line.contains(labels));
+        Ok(found.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+    }
+
+    async fn metrics(&self) -> Result<String> {
         let mut stream = TcpStream::connect(self.metrics).await?;
         stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;
         let mut text = String::new();
         stream.read_to_string(&mut text).await?;
-        let found = text.lines().filter(|line| line.starts_with(name) && line.contains(labels));
-        Ok(found.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+        Ok(text)
     }
 
     fn log(&self) -> String {

@@ -1,5 +1,6 @@
 //! What was measured, whether it is good enough, as a table for people and as JSON for programs.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use comfy_table::Table;
@@ -23,8 +24,8 @@ pub(super) struct Results {
     pub(super) settle: Duration,
     /// The operator's processor time within that.
     pub(super) settle_processor: Duration,
-    /// Attempts at Checkpoints that failed, though nothing was wrong.
-    pub(super) failed: u64,
+    /// Attempts at Checkpoints that failed, though nothing was wrong, by why.
+    pub(super) failed: BTreeMap<String, u64>,
     /// From the start of another operator until it has looked at everything.
     pub(super) takeover: Duration,
     /// Peak of either operator, in bytes.
@@ -54,6 +55,11 @@ impl Results {
         self.requests.total() as f64 * 60.0 / self.idle.as_secs_f64()
     }
 
+    fn failures(&self) -> String {
+        let each: Vec<_> = self.failed.iter().map(|(why, count)| format!("{count} {why}")).collect();
+        if each.is_empty() { "0".to_owned() } else { each.join(", ") }
+    }
+
     fn limits(&self) -> Vec<Limit> {
         let ratio = |what, full: f64, empty: f64| Limit {
             what,
@@ -70,9 +76,9 @@ impl Results {
             },
             Limit {
                 what: "failed attempts",
-                is: self.failed.to_string(),
+                is: self.failures(),
                 at_most: "0".to_owned(),
-                holds: self.failed == 0,
+                holds: self.failed.is_empty(),
             },
             Limit {
                 what: "resident memory, peak",
@@ -121,7 +127,7 @@ impl Results {
             "pods": self.pods,
             "settle_s": tenths(self.settle.as_secs_f64()),
             "settle_cpu_s": tenths(self.settle_processor.as_secs_f64()),
-            "failed_attempts": self.failed,
+            "failed_attempts": self.failed.values().sum::<u64>(),
             "takeover_s": tenths(self.takeover.as_secs_f64()),
             "rss_bytes": self.peak,
             "rss_rest_bytes": self.rest,

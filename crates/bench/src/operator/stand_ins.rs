@@ -8,7 +8,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::pin::pin;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -19,6 +18,7 @@ use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Client, Resource as _, ResourceExt as _};
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use woodfrog_api::{Checkpoint, Instruction, Phase, WarmPool, names};
 
@@ -136,28 +136,35 @@ async fn look_at_pools(client: Client, seen: Arc<Seen>) {
 
 /// Scheduler and kubelets.
 async fn kubelets(client: Client, has_bindings: bool) {
-    let started = Mutex::new(HashSet::new());
-    let number = AtomicU32::new(0);
-    let work = watch::<Pod>(&client).applied_objects().for_each_concurrent(WRITERS, async |event| {
+    let mut pods = pin!(watch::<Pod>(&client).applied_objects());
+    let (mut begun, mut work) = (HashSet::new(), JoinSet::new());
+    let writers = Arc::new(Semaphore::new(WRITERS));
+    while let Some(event) = pods.next().await {
         let pod = match event {
             Ok(pod) => pod,
-            Err(e) => return eprintln!("cannot watch pods: {e}"),
+            Err(e) => {
+                eprintln!("cannot watch pods: {e}");
+                continue;
+            }
         };
-        let key = (pod.uid(), pod.metadata.deletion_timestamp.is_some());
-        if !started.lock().unwrap_or_else(PoisonError::into_inner).insert(key) {
-            return;
+        let number = begun.len() as u32;
+        if begun.insert((pod.uid(), pod.metadata.deletion_timestamp.is_some())) {
+            work.spawn(live(client.clone(), pod, number, has_bindings, writers.clone()));
         }
-        let number = number.fetch_add(1, Ordering::Relaxed);
-        while let Err(e) = live(&client, &pod, number, has_bindings).await {
-            eprintln!("pod {}: {e}", pod.name_any());
-            tokio::time::sleep(MOMENT).await;
-        }
-    });
-    work.await;
+        while work.try_join_next().is_some() {}
+    }
 }
 
-/// Starts a pod, or ends it.
-async fn live(client: &Client, pod: &Pod, number: u32, has_bindings: bool) -> kube::Result<()> {
+/// Starts a pod, or ends it, as soon as there is a writer for it.
+async fn live(client: Client, pod: Pod, number: u32, has_bindings: bool, writers: Arc<Semaphore>) {
+    let _writer = writers.acquire().await;
+    while let Err(e) = write(&client, &pod, number, has_bindings).await {
+        eprintln!("pod {}: {e}", pod.name_any());
+        tokio::time::sleep(MOMENT).await;
+    }
+}
+
+async fn write(client: &Client, pod: &Pod, number: u32, has_bindings: bool) -> kube::Result<()> {
     let pods = Api::<Pod>::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
     let name = pod.name_any();
     let result = if pod.metadata.deletion_timestamp.is_some() {
