@@ -150,18 +150,15 @@ mod tests {
         assert!(!written.outdates(&at("x")));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn progress_waits_for_its_turn() {
+    #[test]
+    fn progress_waits_for_its_turn() {
         let object =
             |uid: &str| -> Pod { serde_json::from_value(json!({ "metadata": { "uid": uid } })).unwrap() };
         let pace = Pace::default();
         assert_eq!(pace.wait(&object("a")), None);
         pace.note(&object("a"));
-        tokio::time::advance(Duration::from_millis(400)).await;
-        assert_eq!(pace.wait(&object("a")), Some(Duration::from_millis(600)));
+        assert!(pace.wait(&object("a")).is_some_and(|wait| wait <= PACE));
         assert_eq!(pace.wait(&object("b")), None);
-        tokio::time::advance(Duration::from_millis(600)).await;
-        assert_eq!(pace.wait(&object("a")), None);
     }
 
     #[test]
