@@ -9,13 +9,16 @@ use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Node, Pod, Secret};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{
+    Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams,
+    PostParams,
+};
 use kube::{Client, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use woodfrog_api::{Checkpoint, names};
 use woodfrog_testapi::{ApiServer, Need, User};
+use woodfrog_testnode::Options;
 use woodfrog_tests::helm::Helm;
 
 /// A release of the chart in a namespace of its own on a server of its own: objects of clusters are there once.
@@ -36,9 +39,6 @@ impl Release {
         let server = ApiServer::start().await?;
         let admin = server.client(&User::admin()).await?;
         let namespace = server.namespace("woodfrog").await?;
-        if !server.is_real() {
-            woodfrog_testapi::install(&admin, &stand_ins()?).await?;
-        }
         let release = Self { helm, server, admin, namespace };
         release.helm("install", &json!({})).await?;
         Ok(Some(release))
@@ -46,7 +46,14 @@ impl Release {
 
     async fn helm(&self, verb: &'static str, values: &Value) -> Result<Value> {
         let kubeconfig = self.server.kubeconfig(&User::admin()).await?;
-        let (helm, namespace, values) = (self.helm.clone(), self.namespace.clone(), values.clone());
+        let (helm, namespace, mut values) = (self.helm.clone(), self.namespace.clone(), values.clone());
+        if !self.server.is_real() {
+            // Groups that the test server does not have.
+            values["priorityClass"] = json!({"create": false});
+            values["networkPolicy"] = json!({"enabled": false});
+            values["podDisruptionBudget"] = json!({"enabled": false});
+            values["uninstaller"] = json!({"enabled": false});
+        }
         tokio::task::spawn_blocking(move || helm.release(verb, &kubeconfig, &namespace, &values))
             .await?
             .with_context(|| format!("helm {verb}"))
@@ -87,35 +94,6 @@ impl Release {
             .await?;
         Ok(())
     }
-}
-
-/// What the chart has of groups that the test server lacks, as resources that hold anything.
-fn stand_ins() -> Result<Vec<CustomResourceDefinition>> {
-    let kinds = [
-        ("batch", "Job", "jobs", "Namespaced"),
-        ("networking.k8s.io", "NetworkPolicy", "networkpolicies", "Namespaced"),
-        ("policy", "PodDisruptionBudget", "poddisruptionbudgets", "Namespaced"),
-        ("scheduling.k8s.io", "PriorityClass", "priorityclasses", "Cluster"),
-    ];
-    let definition = |(group, kind, plural, scope): (&str, &str, &str, &str)| {
-        from(json!({
-            "metadata": {
-                "name": format!("{plural}.{group}"),
-                // Else nobody but Kubernetes may define something in k8s.io.
-                "annotations": {"api-approved.kubernetes.io": "unapproved, a stand-in of a test"},
-            },
-            "spec": {
-                "group": group,
-                "names": {"kind": kind, "plural": plural, "singular": kind.to_lowercase()},
-                "scope": scope,
-                "versions": [{
-                    "name": "v1", "served": true, "storage": true, "subresources": {"status": {}},
-                    "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}},
-                }],
-            },
-        }))
-    };
-    kinds.into_iter().map(definition).collect()
 }
 
 fn from<T: DeserializeOwned>(value: Value) -> Result<T> {
@@ -164,9 +142,14 @@ fn api_helm_installs_upgrades_and_uninstalls_the_chart() -> Result<()> {
         );
 
         let values = json!({});
-        let (gone, order) = tokio::join!(release.helm("uninstall", &values), nodes_are_undone(&release));
-        gone?;
-        order?;
+        if release.server.is_real() {
+            let (gone, order) = tokio::join!(release.helm("uninstall", &values), nodes_are_undone(&release));
+            gone?;
+            order?;
+        } else {
+            // It has no Jobs, so the chart is there without its hook.
+            release.helm("uninstall", &values).await?;
+        }
         for name in ["woodfrog-agent", "woodfrog-uninstall"] {
             ensure!(release.find::<DaemonSet>(name).await?.is_none(), "{name} is still there");
         }
@@ -209,6 +192,56 @@ async fn nodes_are_undone(release: &Release) -> Result<()> {
     }});
     jobs.patch_status("woodfrog-uninstall", &PatchParams::default(), &Patch::Merge(&done)).await?;
     Ok(())
+}
+
+/// All of the hook but its Job: that runs this very program, as this account.
+#[test]
+fn api_the_uninstaller_waits_until_every_node_is_undone() -> Result<()> {
+    runtime()?.block_on(async {
+        let Some(release) = Release::new().await? else { return Ok(()) };
+        let name = "woodfrog-uninstall";
+        for object in release.helm.render(&release.namespace, &json!({}))? {
+            if object["metadata"]["name"] != name || object["kind"] == "Job" {
+                continue;
+            }
+            let object: DynamicObject = from(object)?;
+            let types = object.types.clone().context("an object without a kind")?;
+            let resource = ApiResource::from_gvk(&GroupVersionKind::try_from(&types)?);
+            Api::<DynamicObject>::namespaced_with(release.admin.clone(), &release.namespace, &resource)
+                .create(&PostParams::default(), &object)
+                .await?;
+        }
+        let user = User::service_account(&release.namespace, name);
+        let kubeconfig = release.server.kubeconfig(&user).await?;
+        let waits = async |seconds: &str| {
+            let program = Options::default().binaries.join("debug/woodfrog");
+            let arguments = ["node", "await-uninstall", "--namespace", &release.namespace];
+            let mut command = tokio::process::Command::new(program);
+            command.args(arguments).args(["--daemon-set", name, "--timeout", seconds]);
+            command.env("KUBECONFIG", &kubeconfig).output().await
+        };
+        let sets = Api::<DaemonSet>::namespaced(release.admin.clone(), &release.namespace);
+        let ready = async |nodes: i32| {
+            let generation = sets.get(name).await?.metadata.generation;
+            let status = json!({"status": {
+                "observedGeneration": generation, "desiredNumberScheduled": 2, "currentNumberScheduled": 2,
+                "numberMisscheduled": 0, "numberReady": nodes,
+            }});
+            sets.patch_status(name, &PatchParams::default(), &Patch::Merge(&status)).await
+        };
+
+        ready(1).await?;
+        let late = waits("1").await?;
+        let said = String::from_utf8(late.stderr)?;
+        ensure!(!late.status.success() && said.contains("on 1 of 2 nodes"), "{said}");
+
+        let (waited, done) = tokio::join!(waits("60"), ready(2));
+        done?;
+        let waited = waited?;
+        let said = String::from_utf8(waited.stdout)?;
+        ensure!(waited.status.success() && said.contains("on 2 nodes"), "{said}");
+        Ok(())
+    })
 }
 
 #[test]
