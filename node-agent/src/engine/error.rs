@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use woodfrog_criu::{CriuError, WorkerError};
+use woodfrog_criu::{Cause, CriuError, WorkerError};
 use woodfrog_image::{BaseError, BuildError, StoreError};
 use woodfrog_protocol::agent::Finding;
 
@@ -195,6 +195,13 @@ impl FreezeError {
             Self::Build { .. } => "image",
             Self::Panic => "internal",
         }
+    }
+
+    /// Whether the same may go well in a moment: connections come and go.
+    pub fn may_pass(&self) -> bool {
+        let Self::Dump { source, .. } = self else { return false };
+        let cause = source.failure().map(|failure| &failure.cause);
+        matches!(cause, Some(Cause::Connection { .. } | Cause::ConnectionInFlight { .. }))
     }
 
     /// More, a line each: advice of the preflight, CRIU's own lines.

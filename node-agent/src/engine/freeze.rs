@@ -43,6 +43,10 @@ use super::{Engine, netns, preflight, restore_json, volumes};
 /// How long what stands against a freeze may take to pass by itself, by the finding's category.
 const PATIENCE: [(&str, Duration); 2] =
     [("connection", Duration::from_secs(3)), (MEMORY, Duration::from_secs(60))];
+/// How often a dump is tried whose failure may pass by itself, such as a probe that comes after the preflight.
+const TRIES: u32 = 5;
+/// How long to wait before the second one; longer each time.
+const PAUSE: Duration = Duration::from_millis(100);
 /// Category of the finding that a thaw is not over.
 const MEMORY: &str = "memory_pending";
 
@@ -184,13 +188,37 @@ fn preflight_all(containers: &[Arc<Container>], connections: Connections) -> Res
 async fn dump_all(
     engine: &Engine,
     containers: &[Arc<Container>],
-    trees: Vec<Tree>,
+    mut trees: Vec<Tree>,
     request: &FreezeRequest,
     work: &Path,
     store: &Arc<BlobStore>,
     progress: &mpsc::Sender<response::Kind>,
 ) -> Result<(Vec<Dumped>, Vec<String>), FreezeError> {
     before_hooks(engine, containers, request).await?;
+    let connections = Connections::try_from(request.connections).unwrap_or(Connections::Refuse);
+    let mut tries = 1;
+    loop {
+        // Each has a directory of its own: what a dump leaves that has failed is of no use.
+        let work = work.join(tries.to_string());
+        match dump_once(engine, containers, trees, request, &work, store, progress).await {
+            Err(e) if e.may_pass() && tries < TRIES => tracing::info!("{e}; tries again"),
+            result => return result,
+        }
+        tokio::time::sleep(PAUSE * tries).await;
+        tries += 1;
+        trees = patient_preflight(containers, connections).await?;
+    }
+}
+
+async fn dump_once(
+    engine: &Engine,
+    containers: &[Arc<Container>],
+    trees: Vec<Tree>,
+    request: &FreezeRequest,
+    work: &Path,
+    store: &Arc<BlobStore>,
+    progress: &mpsc::Sender<response::Kind>,
+) -> Result<(Vec<Dumped>, Vec<String>), FreezeError> {
     let mut jobs = Vec::new();
     let mut bases = Vec::new();
     for (number, (container, tree)) in containers.iter().zip(trees).enumerate() {
