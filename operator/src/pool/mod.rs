@@ -124,9 +124,11 @@ async fn report(
     pool: &WarmPool,
     status: &woodfrog_api::WarmPoolStatus,
 ) -> Result<(), PoolError> {
-    status::write(&context.client, pool, status).await.map_err(PoolError::Status)?;
-    context.mismatches.written(pool, status::conditions(pool));
-    context.pace.note(pool);
+    if pool.status.as_ref() != Some(status) {
+        status::write(&context.client, pool, status).await.map_err(PoolError::Status)?;
+        context.mismatches.written(pool, status::conditions(pool));
+        context.pace.note(pool);
+    }
     for note in status::notes(pool, status) {
         context.events.say(&pool.object_ref(&()), &note).await;
     }

@@ -178,11 +178,8 @@ pub(super) fn notes(pool: &WarmPool, status: &WarmPoolStatus) -> Vec<Note> {
     notes
 }
 
-/// Writes a status, if it is not what the object has.
+/// Writes a status.
 pub(super) async fn write(client: &Client, pool: &WarmPool, status: &WarmPoolStatus) -> kube::Result<()> {
-    if pool.status.as_ref() == Some(status) {
-        return Ok(());
-    }
     let pools = kube::Api::<WarmPool>::namespaced(client.clone(), &pool.namespace().unwrap_or_default());
     let object = json!({
         "apiVersion": WarmPool::api_version(&()),
