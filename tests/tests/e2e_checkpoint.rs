@@ -155,6 +155,15 @@ fn registry_has(cluster: &Cluster<'_>, repository: &str, digest: &str) -> Result
     }
 }
 
+/// Digests of all manifests of a repository, also of those without a tag, which no request lists.
+fn manifests(cluster: &Cluster<'_>, repository: &str) -> Result<BTreeSet<String>> {
+    let links = format!(
+        "/var/lib/registry/docker/registry/v2/repositories/{repository}/_manifests/revisions/sha256/*/link"
+    );
+    let text = cluster.node.run("sh", &["-c", &format!("cat {links} 2>/dev/null | sed 's/sha256:/\\n&/g'")])?;
+    Ok(text.split_whitespace().map(str::to_owned).collect())
+}
+
 /// Fails unless everything is gone that was there for an attempt or a deletion alone.
 async fn nothing_is_left(cluster: &Cluster<'_>) -> Result<()> {
     cluster.until_no_pods(names::CHECKPOINT_LABEL, PATIENCE).await.context("the warm-up pods")?;
@@ -217,6 +226,8 @@ fn e2e_an_image_that_is_not_kept_is_gone_from_the_registry() {
 fn e2e_checkpoints_get_ready_though_operator_and_agent_are_killed_at_random() {
     in_cluster("e2e-random", &[App::Cpython], async |cluster| {
         push_secret(cluster).await?;
+        // The registry outlives nodes.
+        let before = manifests(cluster, "shop/random")?;
         let mut made = 1;
         cluster.apply(&version("random", made, KEEP_ONE)).await?;
         // Any spread will do; a fixed one can be repeated.
@@ -246,6 +257,9 @@ fn e2e_checkpoints_get_ready_though_operator_and_agent_are_killed_at_random() {
         let checkpoint = cluster.until("random", PATIENCE, over).await?;
         let digest = digest(&checkpoint).context("no image")?;
         ensure!(registry_has(cluster, "shop/random", &digest)?, "the image is not in the registry");
+        let after = manifests(cluster, "shop/random")?;
+        let left: Vec<_> = after.difference(&before).filter(|left| **left != digest).collect();
+        ensure!(left.is_empty(), "images that nobody knows are left: {left:?}");
         nothing_is_left(cluster).await
     });
 }
