@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
+use woodfrog_testcluster::cluster::REGISTRY;
 use woodfrog_testkubelet::{Container, Kubelet, PodSpec, Stack};
 use woodfrog_testnode::{App, Need, Node, Options};
 
@@ -68,6 +69,12 @@ impl World<'_> {
         let container = self.kubelet.run(spec.managed()).await?;
         container.wait("/", STARTUP)?;
         Ok(container)
+    }
+
+    /// Where an image of an application goes: one of this node's, since the registry is all nodes', and tests run side by side.
+    #[must_use]
+    pub fn image(&self, app: App, tag: &str) -> String {
+        format!("{REGISTRY}/checkpoint/{}-{}:{tag}", app.name(), self.node.name())
     }
 
     /// A pod from a checkpoint image, whatever came of the thaw.

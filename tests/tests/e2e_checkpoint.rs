@@ -160,7 +160,8 @@ fn manifests(cluster: &Cluster<'_>, repository: &str) -> Result<BTreeSet<String>
     let links = format!(
         "/var/lib/registry/docker/registry/v2/repositories/{repository}/_manifests/revisions/sha256/*/link"
     );
-    let text = cluster.node.run("sh", &["-c", &format!("cat {links} 2>/dev/null | sed 's/sha256:/\\n&/g'")])?;
+    let text =
+        cluster.node.run("sh", &["-c", &format!("cat {links} 2>/dev/null | sed 's/sha256:/\\n&/g'")])?;
     Ok(text.split_whitespace().map(str::to_owned).collect())
 }
 

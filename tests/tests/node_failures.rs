@@ -10,7 +10,10 @@ use woodfrog_testkubelet::{Container, Kubelet, PodSpec, Stack};
 use woodfrog_testnode::{App, Node, Options};
 use woodfrog_tests::{STARTUP, World, in_world};
 
-const IMAGE: &str = "127.0.0.1:5000/checkpoint/synthetic:failures";
+/// The image of [`frozen`].
+fn image(world: &World<'_>) -> String {
+    world.image(App::Synthetic, "failures")
+}
 
 /// A warm synthetic server that has counted to 3, and its image.
 async fn frozen(world: &World<'_>) -> Result<Container> {
@@ -18,7 +21,7 @@ async fn frozen(world: &World<'_>) -> Result<Container> {
     for _ in 1..=3 {
         warm.get("/count")?;
     }
-    world.freeze(&warm, IMAGE)?;
+    world.freeze(&warm, &image(world))?;
     Ok(warm)
 }
 
@@ -37,7 +40,7 @@ fn settled(world: &World<'_>, container: &Container) -> Result<Value> {
 
 /// A pod from the image must come up cold, for a reason that has `words` in it.
 async fn starts_cold(world: &World<'_>, name: &str, words: &str) -> Result<()> {
-    let pod = world.from_image(PodSpec::new(name, IMAGE)).await?;
+    let pod = world.from_image(PodSpec::new(name, &image(world))).await?;
     ensure!(pod.wait("/count", STARTUP)? == "1", "{name}: a cold start counts from 1");
     let ps = settled(world, &pod)?;
     let reason = ps["reason"].as_str().unwrap_or_default();
@@ -54,7 +57,7 @@ fn node_an_agent_killed_in_any_phase_of_a_thaw_leaves_a_running_application() {
             world.stack.kill_agent()?;
             world.stack.start_agent_that_crashes(&format!("thaw:{phase}"))?;
             let name = format!("thaw-{phase}");
-            let pod = world.from_image(PodSpec::new(&name, IMAGE)).await?;
+            let pod = world.from_image(PodSpec::new(&name, &image(world))).await?;
             let count = pod.wait("/count", STARTUP).with_context(|| name.clone())?;
             ensure!(world.node.service_pid("node-agent").is_none(), "{name}: the agent was to crash");
             world.stack.start_agent()?;
@@ -88,7 +91,7 @@ fn node_an_application_whose_pager_is_killed_ends_and_never_goes_on_without_its_
         let killed = async |attempt: u32| {
             // What the first thaw wants is found out, so its pager has nothing to do but to wait for a while.
             world.node.run("sh", &["-c", "rm -f /var/lib/woodfrog/working-sets/*"])?;
-            let pod = world.from_image(PodSpec::new(&format!("first-{attempt}"), IMAGE)).await?;
+            let pod = world.from_image(PodSpec::new(&format!("first-{attempt}"), &image(world))).await?;
             let pager = pager(world).and_then(rustix::process::Pid::from_raw);
             let killed = pager
                 .is_some_and(|pid| rustix::process::kill_process(pid, rustix::process::Signal::KILL).is_ok());
@@ -105,7 +108,7 @@ fn node_an_application_whose_pager_is_killed_ends_and_never_goes_on_without_its_
             ensure!(attempt < 10, "the pagers have always gone already");
         }
 
-        let pod = world.from_image(PodSpec::new("second", IMAGE)).await?;
+        let pod = world.from_image(PodSpec::new("second", &image(world))).await?;
         world.assert_thawed(&pod)?;
         ensure!(pod.wait("/count", STARTUP)? == "4", "the next one has all of its memory");
         let log = world.stack.woodfrog(&["logs", "second/app"])?;
@@ -128,7 +131,7 @@ fn node_an_agent_killed_in_any_phase_of_a_freeze_leaves_a_running_application() 
             world.stack.kill_agent()?;
             world.stack.start_agent_that_crashes(&format!("freeze:{phase}"))?;
             settled(world, &warm)?;
-            if world.freeze(&warm, IMAGE).is_ok() {
+            if world.freeze(&warm, &image(world)).is_ok() {
                 bail!("{phase}: the agent was to crash");
             }
             for _ in 0..2 {
@@ -141,7 +144,7 @@ fn node_an_agent_killed_in_any_phase_of_a_freeze_leaves_a_running_application() 
             ensure!(left == 0, "{phase}: {left} unfinished freezes are left");
         }
         settled(world, &warm)?;
-        world.freeze(&warm, IMAGE)?;
+        world.freeze(&warm, &image(world))?;
         Ok(())
     });
 }
@@ -152,12 +155,12 @@ fn node_without_an_agent_a_checkpoint_image_starts_cold_at_once() {
         frozen(world).await?;
         world.stack.kill_agent()?;
         let began = Instant::now();
-        let pod = world.from_image(PodSpec::new("alone", IMAGE)).await?;
+        let pod = world.from_image(PodSpec::new("alone", &image(world))).await?;
         ensure!(pod.wait("/count", STARTUP)? == "1");
         ensure!(began.elapsed() < Duration::from_secs(5), "nothing waits for an agent that is not there");
         world.stack.start_agent()?;
         ensure!(settled(world, &pod)?["state"] == "cold", "a later agent takes it over");
-        world.freeze(&pod, IMAGE)?;
+        world.freeze(&pod, &image(world))?;
         Ok(())
     });
 }
@@ -170,7 +173,7 @@ fn node_an_image_thaws_on_a_second_node() {
         let stack = Stack::start(&second, "debug")?;
         let kubelet = Kubelet::connect(&second, &stack.cri_socket()).await?;
         let there = World { node: &second, stack, kubelet };
-        let pod = there.from_image(PodSpec::new("away", IMAGE)).await?;
+        let pod = there.from_image(PodSpec::new("away", &image(world))).await?;
         there.assert_thawed(&pod)?;
         ensure!(pod.wait("/count", STARTUP)? == "4");
         Ok(())
@@ -181,7 +184,7 @@ fn node_an_image_thaws_on_a_second_node() {
 fn node_damaged_and_foreign_images_start_cold_and_say_why() {
     in_world("damaged", &[App::Synthetic], async |world| {
         frozen(world).await?;
-        world.kubelet.pull(IMAGE).await?;
+        world.kubelet.pull(&image(world)).await?;
         let record = checkpoint_file(world, "woodfrog.json")?;
         let text = fs::read_to_string(&record)?;
         let edits: [(&str, &str, Value, &str); 6] = [
@@ -217,7 +220,7 @@ fn node_damaged_and_foreign_images_start_cold_and_say_why() {
             starts_cold(world, name, words).await?;
             fs::write(&path, bytes)?;
         }
-        let pod = world.from_image(PodSpec::new("whole", IMAGE)).await?;
+        let pod = world.from_image(PodSpec::new("whole", &image(world))).await?;
         world.assert_thawed(&pod)
     });
 }
@@ -244,10 +247,10 @@ fn node_what_cannot_be_frozen_is_named_and_runs_on() {
         };
         let peer = world.node.connect((warm.ip(), 8080).into())?;
         std::thread::sleep(Duration::from_millis(200));
-        let refused = freeze(&[IMAGE]).unwrap_err();
+        let refused = freeze(&[&image(world)]).unwrap_err();
         let ours = peer.local_addr()?.to_string();
         ensure!(refused.contains(&ours) && refused.contains("connections"), "{refused}");
-        let closed = "127.0.0.1:5000/checkpoint/synthetic:closed";
+        let closed = &world.image(App::Synthetic, "closed");
         // The server talks to one client at a time, so nobody accepts this one, and CRIU cannot dump that.
         let waiting = world.node.connect((warm.ip(), 8080).into())?;
         let hang_up = std::thread::spawn(move || {
@@ -264,7 +267,7 @@ fn node_what_cannot_be_frozen_is_named_and_runs_on() {
         ensure!(down.contains("127.0.0.1:5999"), "{down}");
         let wrong = freeze(&["NOT A REFERENCE"]).unwrap_err();
         ensure!(wrong.contains("NOT A REFERENCE"), "{wrong}");
-        let nobody = world.stack.woodfrog(&["freeze", "nobody/app", "--image", IMAGE]).unwrap_err();
+        let nobody = world.stack.woodfrog(&["freeze", "nobody/app", "--image", &image(world)]).unwrap_err();
         ensure!(nobody.to_string().contains("nobody/app"), "{nobody}");
         ensure!(warm.get("/count")? == "4", "the application never noticed");
         Ok(())

@@ -5,11 +5,10 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use woodfrog_testcluster::cluster::REGISTRY;
 use woodfrog_testkubelet::{PodSpec, Security};
 use woodfrog_testnode::App;
 use woodfrog_tests::{STARTUP, World, in_world};
-
-const REGISTRY: &str = "127.0.0.1:5000";
 
 /// freeze → two thaws at once → freeze one of them → thaw.
 async fn life_of(world: &World<'_>, app: App, security: Security) -> Result<()> {
@@ -20,7 +19,7 @@ async fn life_of(world: &World<'_>, app: App, security: Security) -> Result<()> 
     }
     let checksum = warm.get("/checksum")?;
 
-    let image = format!("{REGISTRY}/checkpoint/{}:1", app.name());
+    let image = world.image(app, "1");
     world.freeze(&warm, &image)?;
     ensure!(warm.get("/count")? == "4", "the frozen application runs on");
 
@@ -37,7 +36,7 @@ async fn life_of(world: &World<'_>, app: App, security: Security) -> Result<()> 
         ensure!(restored["generation"] == 1 && restored["identity"]["pod"] == thawed.pod_name());
     }
 
-    let again = format!("{REGISTRY}/checkpoint/{}:2", app.name());
+    let again = world.image(app, "2");
     world.freeze(&first, &again)?;
     ensure!(first.get("/count")? == "5");
     let third = world.from_image(spec("third", &again)).await?;
