@@ -97,11 +97,13 @@ impl Told {
                 continue;
             };
             // Our own word comes back as a change of the object.
-            if said.insert(uid, explanation.message.clone()).as_ref() == Some(&explanation.message) {
+            if said.get(&uid) == Some(&explanation.message) {
                 continue;
             }
             warn!("{}: {}", complaint.name(), explanation.message);
-            complaint.write(&client, Some(&explanation)).await;
+            if complaint.write(&client, Some(&explanation)).await {
+                said.insert(uid, explanation.message.clone());
+            }
             let note = Note {
                 warning: true,
                 reason: explanation.reason.to_string(),
@@ -168,12 +170,12 @@ impl Complaint {
         }
     }
 
-    /// The condition, or none.
-    async fn write(&self, client: &Client, explanation: Option<&Explanation>) {
+    /// Writes the condition, or none. Whether that was done, or there is nowhere to write it.
+    async fn write(&self, client: &Client, explanation: Option<&Explanation>) -> bool {
         let (resource, metadata) = (&self.resource, &self.metadata);
-        let (Some(name), Some(namespace)) = (&metadata.name, &metadata.namespace) else { return };
+        let (Some(name), Some(namespace)) = (&metadata.name, &metadata.namespace) else { return true };
         if explanation.is_some_and(|explanation| explanation.condition.is_none()) {
-            return;
+            return true;
         }
         let condition = explanation.map(|explanation| {
             json!({
@@ -193,8 +195,10 @@ impl Complaint {
         });
         let objects: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, resource);
         let parameters = PatchParams::apply(MANAGER).force();
-        if let Err(e) = objects.patch_status(name, &parameters, &Patch::Apply(&patch)).await {
+        let written = objects.patch_status(name, &parameters, &Patch::Apply(&patch)).await;
+        if let Err(e) = &written {
             warn!("{}: cannot write the status: {e}", self.name());
         }
+        written.is_ok()
     }
 }
