@@ -25,8 +25,9 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::watch::Sender;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::timeout;
 use tracing::warn;
 use woodfrog_api::{Checkpoint, WarmPool, WorkloadKind, names};
 
@@ -38,8 +39,6 @@ const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
 /// How long the stores may take to show what was done.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How often they are looked at.
-const LOOK: Duration = Duration::from_millis(5);
 
 /// How many objects come with one answer, when all are listed: what is read is larger than what is kept.
 const PAGE: u32 = 100;
@@ -60,6 +59,8 @@ pub struct Stores {
     checkpoint_index: Index<Checkpoint>,
     pool_index: Index<WarmPool>,
     pod_index: Index<Pod>,
+    /// Tells of every change of any of them.
+    changes: Sender<()>,
 }
 
 /// The objects that are to be looked at.
@@ -84,6 +85,7 @@ pub(crate) fn watch(client: &Client, mismatches: Teller) -> (Stores, Queues, Joi
         checkpoint_index: Index::new(keys_of_checkpoint),
         pool_index: Index::new(key_of_pool),
         pod_index: Index::new(keys_of_pod),
+        changes: Sender::default(),
     };
     let (to_checkpoints, checkpoint_queue) = unbounded_channel();
     let (to_pools, pool_queue) = unbounded_channel();
@@ -184,6 +186,7 @@ where
                 Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => {}
                 Err(e) => warn!("cannot watch {}: {e}", K::plural(&())),
             }
+            tell.stores.changes.send_replace(());
         }
     }
 }
@@ -223,10 +226,7 @@ impl Stores {
     /// Waits until the stores show what was done, or for as long as we have patience. What is planned next builds on it, so nothing
     /// is done twice, which only adds to the load that has made the stores slow.
     pub(crate) async fn show(&self, done: impl Fn(&Self) -> bool) {
-        let began = Instant::now();
-        while !done(self) && began.elapsed() < PATIENCE {
-            sleep(LOOK).await;
-        }
+        let _ = timeout(PATIENCE, self.changes.subscribe().wait_for(|()| done(self))).await;
     }
 
     /// Whether this very pod is there, and not being deleted.
