@@ -237,6 +237,11 @@ impl Stores {
         })
     }
 
+    /// This pod has no owner any more.
+    pub(crate) fn released(&self, pod: &Pod) {
+        self.pod_index.remove(pod);
+    }
+
     /// The pods that have this owner.
     pub(crate) fn pods_of(&self, owner: &str) -> Vec<Arc<Pod>> {
         self.pod_index.get(&Key::Owner(owner.to_owned()))
@@ -313,6 +318,13 @@ fn slim(pod: &mut Pod) {
     }
 }
 
+/// A pod that is watched no more though nobody deletes it: it has lost the label by which we watch, so it has been claimed.
+pub(crate) fn lost(pod: &Pod) -> Option<Arc<Pod>> {
+    let mut pod = pod.metadata.deletion_timestamp.is_none().then(|| pod.clone())?;
+    pod.labels_mut().clear();
+    Some(Arc::new(pod))
+}
+
 /// Tells reconcilers what to look at.
 #[derive(Clone)]
 struct Tell {
@@ -341,7 +353,11 @@ impl Tell {
         if let Some(checkpoint) = pod.labels().get(names::CHECKPOINT_LABEL) {
             let _ = self.checkpoints.send(ObjectRef::new(checkpoint).within(&namespace));
         }
-        for owner in pod.owner_references().iter().filter(|owner| owner.kind == WarmPool::kind(&())) {
+        let owners = pod.owner_references().iter().filter(|owner| owner.kind == WarmPool::kind(&()));
+        for owner in owners {
+            if self.stores.pods.get(&ObjectRef::from_obj(pod)).is_none() {
+                lost(pod).into_iter().for_each(|pod| self.stores.pod_index.put(pod));
+            }
             let _ = self.pools.send(ObjectRef::new(&owner.name).within(&namespace));
         }
     }

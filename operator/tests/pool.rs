@@ -370,6 +370,18 @@ async fn api_a_pod_is_released_and_replaced_however_it_is_relabelled() {
         world.until("web", settled(1)).await;
     }
     world.until("other", settled(1)).await;
+
+    // With no successor in its way, too.
+    let taken = world.pods("web").await.remove(0);
+    let patch = Patch::Merge(json!({ "metadata": { "labels": { (revision): null } } }));
+    pods.patch(&taken.name_any(), &PatchParams::default(), &patch).await.unwrap();
+    let nothing = Patch::Merge(json!({ "spec": { "replicas": 0 } }));
+    world.api::<WarmPool>().patch("web", &PatchParams::default(), &nothing).await.unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while !pods.get(&taken.name_any()).await.unwrap().owner_references().is_empty() {
+        assert!(Instant::now() < deadline, "not released");
+        sleep(Duration::from_millis(20)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,7 +3,8 @@
 //! Pods are made before others are deleted, and it ends when the store has seen both: what is planned next builds on it,
 //! so no pod is made or deleted twice. Where the store is too slow for that, or the operator is another one, names do the
 //! same: a pod's number is the smallest that is free, so a pod that is only not known yet is in the way of its double. In
-//! the same way a pod is found that has lost the labels by which pods are watched: it is in the way of its successor.
+//! the same way a pod is found that has lost the labels by which pods are watched while there was no operator: it is in the way
+//! of its successor.
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};

@@ -71,6 +71,7 @@ pub async fn reconcile(pool: Arc<WarmPool>, context: Arc<Context>) -> Result<Act
     let observed = Observed::of(&pool, &context.stores, now);
     for pod in &observed.pods.claimed {
         apply::release(&context, &pool, pod).await?;
+        context.stores.released(pod);
     }
     if pool.metadata.deletion_timestamp.is_some() {
         // Its pods go with it.

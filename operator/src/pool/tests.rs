@@ -12,6 +12,7 @@ use super::desired::{Desired, Missing};
 use super::observe::{Observed, Pods};
 use super::plan::{Member, Plan, State, Wanted, plan};
 use super::status;
+use crate::stores::lost;
 use crate::template::Template;
 
 fn member(name: &str, revision: &str, state: State, created: i64) -> Member {
@@ -333,6 +334,17 @@ fn pods_that_are_released_deleted_or_others_own_do_not_count() {
     let seen = Pods::of(&pool(), pods, later(4));
     assert_eq!(seen.members[1].state, State::EndedEarly);
     assert_eq!(seen.again.map(|again| again.as_secs()), Some(6));
+}
+
+#[test]
+fn a_pod_that_has_lost_the_label_by_which_it_is_watched_is_claimed_and_one_that_is_deleted_is_not() {
+    let kept = pod("a", running(), |_| {});
+    let deleted = pod("b", running(), |pod| {
+        pod.metadata.deletion_timestamp = Some(from(json!("2026-01-01T00:00:00Z")))
+    });
+    let seen = Pods::of(&pool(), [lost(&kept), lost(&deleted)].into_iter().flatten(), later(60));
+    assert_eq!(seen.claimed.iter().map(|pod| pod.name_any()).collect::<String>(), "a");
+    assert!(seen.members.is_empty());
 }
 
 /// The pool as its status makes it, and what was said.
