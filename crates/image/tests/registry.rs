@@ -212,6 +212,8 @@ async fn node_a_registry_that_deletes_nothing_is_told_from_one_that_fails() {
     let text = error.to_string();
     assert!(text.contains("shop/web") && text.contains("REGISTRY_STORAGE_DELETE_ENABLED=true"), "{text}");
     assert_eq!(client.pull(&image).await.unwrap().digest, digest);
+    let absent = format!("sha256:{}", "0".repeat(64));
+    assert_eq!(client.delete(&image, &absent).await.unwrap(), Deletion::Absent);
 }
 
 /// A source whose blobs end too early or go on too long.

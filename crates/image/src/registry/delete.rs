@@ -29,6 +29,13 @@ impl Registry {
         match self.retry(&scope, || self.delete_manifest(&scope, digest)).await {
             Ok(()) => Ok(Deletion::Deleted),
             Err(RegistryError::NotFound { .. }) => Ok(Deletion::Absent),
+            // Its answer is the same whether the manifest is there or not.
+            Err(error @ RegistryError::DeletionUnsupported { .. }) => {
+                match self.pull(&image.clone_with_digest(digest.to_owned())).await {
+                    Err(RegistryError::NotFound { .. }) => Ok(Deletion::Absent),
+                    _ => Err(error),
+                }
+            }
             Err(error) => Err(error),
         }
     }
