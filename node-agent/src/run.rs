@@ -63,9 +63,7 @@ async fn agent(args: RunArgs) -> Result<()> {
     info!(socket = %args.socket.display(), "ready");
     let control = async {
         match args.node_name {
-            Some(node) => {
-                control::run(args.kubeconfig.as_deref(), node, engine.clone(), &args.state_dir).await
-            }
+            Some(node) => control::run(args.kubeconfig.as_deref(), node, engine.clone()).await,
             None => std::future::pending().await,
         }
     };

@@ -13,7 +13,7 @@ pub enum CheckpointCondition {
     Frozen,
     /// The images have been pushed.
     Pushed,
-    /// Images that `spec.retention` does not keep have been deleted; otherwise the message names those that are left.
+    /// Images that are not kept have been deleted: those of which `spec.retention` says so, and those of attempts that did not finish; otherwise the message names those that are left.
     Retained,
     /// There only while it is false, also on a WarmPool: the operator cannot write the status, for the CRDs are older than it is.
     Reconciled,

@@ -30,8 +30,8 @@ pub mod warm_up;
 
 pub use checkpoint::pruning::{PruneOutcome, Pruned, PrunedImage, Pruning, RetentionStatus, SurplusImage};
 pub use checkpoint::status::{
-    AgentPhase, AgentStatus, CheckpointStatus, FrozenContainer, Instruction, PastImage, Phase, Summary,
-    Target,
+    AgentPhase, AgentStatus, CheckpointStatus, FrozenContainer, Instruction, PastImage, Phase, PushedImage,
+    Summary, Target,
 };
 pub use checkpoint::{Checkpoint, CheckpointSpec, Connections, Deadlines, LocalReference, Memory, Retention};
 pub use compatibility::Compatibility;

@@ -16,7 +16,6 @@ mod node;
 mod prune;
 mod report;
 mod secret;
-mod unreported;
 mod warm_up;
 mod work;
 
@@ -40,8 +39,6 @@ struct Context {
     client: Client,
     engine: Arc<Engine>,
     node: String,
-    /// Directory of notes about images that no report names yet.
-    unreported: Arc<Path>,
 }
 
 /// What the operator asks for.
@@ -63,19 +60,13 @@ struct Running {
     _task: AbortOnDropHandle<()>,
 }
 
-/// Serves the control plane until the process ends. `kubeconfig`: instead of the pod's own service account; `state`: a directory that
-/// outlives the agent.
+/// Serves the control plane until the process ends. `kubeconfig`: instead of the pod's own service account.
 ///
 /// # Errors
 /// There is no configuration for a cluster.
-pub(crate) async fn run(
-    kubeconfig: Option<&Path>,
-    node: String,
-    engine: Arc<Engine>,
-    state: &Path,
-) -> Result<()> {
+pub(crate) async fn run(kubeconfig: Option<&Path>, node: String, engine: Arc<Engine>) -> Result<()> {
     let client = client(kubeconfig).await?;
-    let context = Context { client, engine, node, unreported: state.join("unreported").into() };
+    let context = Context { client, engine, node };
     let labels = node::keep_labelled(&context);
     let work = watch(&context);
     info!(node = %context.node, "serves the control plane");

@@ -8,13 +8,14 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
 use tokio::sync::watch;
+use tokio::time::timeout;
 use tracing::warn;
 use woodfrog_api::{AgentStatus, Checkpoint, names};
 use woodfrog_image::Compatibility;
 
 /// The longest silence while there is work.
 const HEARTBEAT: Duration = Duration::from_secs(8);
-/// The least time between two reports, unless the phase has changed.
+/// The least time between two reports, unless the phase has changed or a push begins.
 const PACE: Duration = Duration::from_secs(1);
 /// The longest time between two tries.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
@@ -32,9 +33,10 @@ pub(super) async fn publish(
             Ok(()) if now.phase.is_final() => return,
             Ok(()) => {
                 backoff = Duration::from_millis(250);
-                let phase = now.phase;
-                let _ = tokio::time::timeout(PACE, status.wait_for(|status| status.phase != phase)).await;
-                let _ = tokio::time::timeout(HEARTBEAT - PACE, status.changed()).await;
+                let urgent = |next: &AgentStatus| next.phase != now.phase || next.pushed != now.pushed;
+                if timeout(PACE, status.wait_for(urgent)).await.is_err() {
+                    let _ = timeout(HEARTBEAT - PACE, status.changed()).await;
+                }
             }
             Err(e) if is_gone(&e) => return,
             Err(e) => {

@@ -7,19 +7,18 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::{Api, ResourceExt};
 use tokio::sync::{mpsc, watch};
-use tracing::{info, warn};
-use woodfrog_api::{AgentPhase, AgentStatus, Checkpoint, Connections, FrozenContainer, Hook, Instruction};
+use tracing::info;
+use woodfrog_api::{
+    AgentPhase, AgentStatus, Checkpoint, Connections, FrozenContainer, Hook, Instruction, PushedImage,
+};
 use woodfrog_protocol::agent::{self, FreezeRequest, FreezeTarget, Frozen, Progress, response};
 
 use super::report::{self, compatibility};
 use super::secret::{self, SecretError};
-use super::unreported::{Image, Unreported};
 use super::warm_up::{self, WarmUpError};
 use super::{Context, report::name};
-use crate::adapters::registry::Registries;
 use crate::engine::EngineError;
 use crate::engine::container::Container;
-use crate::engine::publish::Destination;
 
 /// Why an instruction was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +80,9 @@ pub(super) async fn carry_out(context: Context, checkpoint: Checkpoint, instruct
         checkpoint = %name(&checkpoint), attempt = instruction.attempt, pod = %instruction.pod_name,
         "instructed"
     );
+    // What an agent pushed that was killed at the same work.
+    let said = checkpoint.status.as_ref().and_then(|status| status.agent.clone());
+    let pushed = said.filter(|said| said.attempt == instruction.attempt).map(|said| said.pushed);
     let first = AgentStatus {
         node: context.node.clone(),
         attempt: instruction.attempt,
@@ -94,19 +96,13 @@ pub(super) async fn carry_out(context: Context, checkpoint: Checkpoint, instruct
         bytes_per_second: None,
         heartbeat: None,
         containers: Vec::new(),
+        pushed: pushed.unwrap_or_default(),
     };
     let (status, published) = watch::channel(first);
-    let unreported = Unreported::of(&context.unreported, &checkpoint.uid().unwrap_or_default());
     let work = async {
-        let work = Work {
-            context: &context,
-            checkpoint: &checkpoint,
-            instruction: &instruction,
-            status: &status,
-            unreported: &unreported,
-        };
+        let work =
+            Work { context: &context, checkpoint: &checkpoint, instruction: &instruction, status: &status };
         let outcome = work.run().await;
-        work.delete_leftovers(outcome.as_deref().unwrap_or_default()).await;
         status.send_modify(|status| {
             (status.bytes_done, status.bytes_total, status.bytes_per_second) = (None, None, None);
             match &outcome {
@@ -127,7 +123,6 @@ pub(super) async fn carry_out(context: Context, checkpoint: Checkpoint, instruct
     };
     let checkpoints = Api::namespaced(context.client.clone(), &namespace);
     tokio::join!(work, report::publish(checkpoints, &checkpoint, published));
-    unreported.forget();
 }
 
 struct Work<'a> {
@@ -135,7 +130,6 @@ struct Work<'a> {
     checkpoint: &'a Checkpoint,
     instruction: &'a Instruction,
     status: &'a watch::Sender<AgentStatus>,
-    unreported: &'a Unreported,
 }
 
 impl Work<'_> {
@@ -202,42 +196,20 @@ impl Work<'_> {
         secret::docker_config(&self.context.client, &namespace, reference).await
     }
 
-    /// Deletes from the registry what this or an earlier try at the same pushed, and what is not among its results.
-    async fn delete_leftovers(&self, results: &[FrozenContainer]) {
-        // What the Checkpoint speaks of is the operator's to judge.
-        let known = serde_json::to_string(&self.checkpoint.status).unwrap_or_default();
-        let mut leftovers = self.unreported.all();
-        leftovers.retain(|left| {
-            !known.contains(&left.digest) && !results.iter().any(|result| result.digest == left.digest)
-        });
-        for Image { image, digest } in leftovers {
-            let deleted = async {
-                let docker_config = self.docker_config().await.map_err(|e| e.to_string())?;
-                let plain_http = self.instruction.plain_http.clone();
-                let from = Destination { reference: image.clone(), plain_http, docker_config };
-                Registries.delete(&from, &digest).await.map_err(|e| e.to_string())
-            };
-            let deleted: Result<(), String> = deleted.await;
-            let outcome = deleted.err().map_or("deleted".to_owned(), |e| format!("cannot be deleted: {e}"));
-            info!(checkpoint = %name(self.checkpoint), %image, %digest, "left by work that was not finished; {outcome}");
-        }
-    }
-
     /// Follows the freeze: all containers' bytes of the phase in which the last of them is.
     async fn follow(&self, mut progress: mpsc::Receiver<response::Kind>, containers: &[Arc<Container>]) {
         let mut meter = Meter::default();
         while let Some(kind) = progress.recv().await {
             let response::Kind::Progress(said) = kind else { continue };
-            if !said.digest.is_empty() {
-                self.note(&said, containers);
-            }
             let phase = if said.phase == "push" { AgentPhase::Pushing } else { AgentPhase::Freezing };
             if self.status.borrow().phase != phase {
                 meter = Meter::default();
             }
             let (done, total, rate) = meter.take(&said);
+            let pushed = self.pushed(&said, containers);
             self.status.send_modify(|status| {
                 status.phase = phase;
+                status.pushed.extend(pushed);
                 status.bytes_done = Some(done);
                 status.bytes_total = (total > 0).then_some(total);
                 status.bytes_per_second = Some(rate);
@@ -245,16 +217,16 @@ impl Work<'_> {
         }
     }
 
-    /// Notes an image that is about to be pushed.
-    fn note(&self, said: &Progress, containers: &[Arc<Container>]) {
+    /// The image whose push begins.
+    fn pushed(&self, said: &Progress, containers: &[Arc<Container>]) -> Option<PushedImage> {
         let mut targets = containers.iter().zip(&self.instruction.containers);
-        let Some((_, target)) = targets.find(|(container, _)| container.info.id == said.container) else {
-            return;
+        let (_, target) = targets.find(|(container, _)| container.info.id == said.container)?;
+        let image = || PushedImage {
+            name: target.name.clone(),
+            image: target.image.clone(),
+            digest: said.digest.clone(),
         };
-        let image = Image { image: target.image.clone(), digest: said.digest.clone() };
-        if let Err(e) = self.unreported.add(&image) {
-            warn!(checkpoint = %name(self.checkpoint), "cannot note what is pushed: {e}");
-        }
+        (!said.digest.is_empty()).then(image)
     }
 
     fn results(&self, frozen: Frozen) -> Vec<FrozenContainer> {

@@ -24,7 +24,7 @@ use woodfrog_api::{
 
 use super::conditions::{Judgement, set};
 use super::pod;
-use super::words::{past_image, progress, reason, said, summary};
+use super::words::{past_image, progress, reason, said, summary, unfinished};
 use crate::events::Note;
 use crate::revision;
 use crate::template::{SourceError, Template};
@@ -170,6 +170,7 @@ impl<'a> Planner<'a> {
             next: None,
         };
         let mut planner = Self { checkpoint, seen, plan };
+        planner.note_pushed();
         if planner.plan.status.revision.as_ref() != Some(&attempt.revision) {
             let status = &mut planner.plan.status;
             status.revision = Some(attempt.revision.clone());
@@ -178,6 +179,26 @@ impl<'a> Planner<'a> {
             planner.begin();
         }
         planner
+    }
+
+    /// Puts what is being pushed into the history: whatever becomes of this attempt, and of the node's agent, it is known.
+    fn note_pushed(&mut self) {
+        let status = &mut self.plan.status;
+        // What has been said at the end was noted before it.
+        if matches!(status.phase, Some(Phase::Ready | Phase::Failed)) {
+            return;
+        }
+        let agent = self.checkpoint.status.as_ref().and_then(|status| status.agent.as_ref());
+        for pushed in agent.iter().flat_map(|agent| &agent.pushed) {
+            let known = status.containers.iter().map(|current| &current.digest);
+            if !known
+                .chain(status.history.iter().map(|past| &past.digest))
+                .any(|known| *known == pushed.digest)
+            {
+                status.history.insert(0, unfinished(pushed));
+            }
+        }
+        status.history.truncate(MAX_HISTORY);
     }
 
     /// Begins an attempt whose number is set.
@@ -449,6 +470,7 @@ impl<'a> Planner<'a> {
         let past =
             status.containers.iter().filter(|old| !containers.iter().any(|new| new.digest == old.digest));
         let past: Vec<_> = past.map(past_image).collect();
+        status.history.retain(|past| !containers.iter().any(|new| new.digest == past.digest));
         status.history.splice(0..0, past);
         status.history.truncate(MAX_HISTORY);
         status.containers = containers.to_vec();

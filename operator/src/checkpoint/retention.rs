@@ -1,4 +1,4 @@
-//! Which images `spec.retention` does not keep, and how they go: no IO, no clock.
+//! Which images are not kept, since `spec.retention` says so or their attempt did not finish, and how they go: no IO, no clock.
 //!
 //! ```text
 //!   surplus ──► [review] ──► [begin]: label, grant, status.pruning ──► the agent's word ──► history without them
@@ -38,11 +38,14 @@ const NAMED: usize = 4;
 /// The images that a Checkpoint has made and does not keep.
 pub(super) fn surplus(checkpoint: &Checkpoint, now: Timestamp) -> Vec<PastImage> {
     let status = checkpoint.status.clone().unwrap_or_default();
-    let Some(retention) = &checkpoint.spec.retention else { return Vec::new() };
-    let keep = retention.keep.and_then(|keep| usize::try_from(keep).ok()).unwrap_or(usize::MAX);
+    let keep = checkpoint.spec.retention.as_ref().and_then(|retention| retention.keep);
+    let keep = keep.and_then(|keep| usize::try_from(keep).ok()).unwrap_or(usize::MAX);
     let mut counts: HashMap<String, usize> =
         status.containers.into_iter().map(|current| (current.name, 1)).collect();
     let is_surplus = |past: &PastImage| {
+        if past.unfinished {
+            return true;
+        }
         let count = counts.entry(past.name.clone()).or_default();
         *count += 1;
         *count > keep || expires_in(checkpoint, past, now).is_some_and(|left| left.is_zero())
@@ -94,11 +97,6 @@ impl Review<'_> {
             }
             return Vec::new();
         }
-        if self.checkpoint.spec.retention.is_none() {
-            let retained = CheckpointCondition::Retained.to_string();
-            self.plan.status.conditions.retain(|condition| condition.type_ != retained);
-            return Vec::new();
-        }
         if old.observed_generation != self.checkpoint.metadata.generation {
             self.forgive();
         }
@@ -109,7 +107,12 @@ impl Review<'_> {
         let (surplus, expiry) = self.surplus();
         if surplus.is_empty() {
             self.forgive();
-            self.judge(true, CheckpointReason::Succeeded, "");
+            if self.checkpoint.spec.retention.is_some() {
+                self.judge(true, CheckpointReason::Succeeded, "");
+            } else {
+                let retained = CheckpointCondition::Retained.to_string();
+                self.plan.status.conditions.retain(|condition| condition.type_ != retained);
+            }
             self.plan.next = expiry;
             return Vec::new();
         }
@@ -168,7 +171,7 @@ impl Review<'_> {
         let count = before - history.len();
         if count > 0 {
             let images = if count == 1 { "image" } else { "images" };
-            let text = format!("deleted {count} {images} that spec.retention does not keep");
+            let text = format!("deleted {count} {images} that are not kept");
             self.plan.notes.push(Note { warning: false, reason: "ImagesDeleted".into(), text });
         }
     }

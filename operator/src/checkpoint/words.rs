@@ -1,7 +1,7 @@
 //! What is said of a Checkpoint: the agent's words in the Checkpoint's, and numbers for people.
 
 use woodfrog_api::conditions::CheckpointReason;
-use woodfrog_api::{AgentPhase, AgentStatus, FrozenContainer, PastImage, Summary};
+use woodfrog_api::{AgentPhase, AgentStatus, FrozenContainer, PastImage, PushedImage, Summary};
 
 /// The agent's reason in the Checkpoint's words.
 pub(super) fn reason(agent: &AgentStatus) -> CheckpointReason {
@@ -35,6 +35,19 @@ pub(super) fn past_image(container: &FrozenContainer) -> PastImage {
         digest: container.digest.clone(),
         compressed_bytes: container.compressed_bytes,
         frozen_at: container.frozen_at.clone(),
+        unfinished: false,
+    }
+}
+
+/// The same of one of which nobody knows yet whether it will be an image of the Checkpoint.
+pub(super) fn unfinished(pushed: &PushedImage) -> PastImage {
+    PastImage {
+        name: pushed.name.clone(),
+        image: pushed.image.clone(),
+        digest: pushed.digest.clone(),
+        compressed_bytes: 0,
+        frozen_at: None,
+        unfinished: true,
     }
 }
 

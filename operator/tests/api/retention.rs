@@ -77,6 +77,18 @@ async fn api_images_that_the_registry_does_not_delete_are_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn api_an_image_whose_push_was_broken_off_is_deleted_without_a_word_of_retention() {
+    let Some(stage) = Stage::set().await else { return };
+    stage.checkpoint("interrupted", json!({ "pushSecretRef": { "name": "registry" } })).await;
+    let left = vec![digest("r.example/interrupted:warm", 0)];
+    let of_no_use = |checkpoint: &Checkpoint| is_ready(checkpoint) && past(checkpoint) == left;
+    stage.until("interrupted", "ready", of_no_use).await;
+    stage.until("interrupted", "rid of it", |checkpoint| past(checkpoint).is_empty()).await;
+    nothing_is_left(&stage).await;
+    assert!(events(&stage, "ImagesDeleted").await > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn api_an_image_that_a_pod_runs_from_stays_for_as_long_as_the_pod() {
     let Some(stage) = Stage::set().await else { return };
     stage.checkpoint("web", json!({ "retention": { "keep": 1 } })).await;

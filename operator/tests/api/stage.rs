@@ -82,7 +82,8 @@ impl Stage {
     }
 
     /// Kubelet, scheduler and node agent: pods run and are ready at once, and instructions succeed at the second look. Images
-    /// are deleted at once, but for those whose repository is called `stubborn`. What else does not work is told by the name of
+    /// are deleted at once, but for those whose repository is called `stubborn`. For `interrupted` the agent was killed once when it
+    /// pushed. What else does not work is told by the name of
     /// the Checkpoint: see `run_pods` and `failure`.
     pub(crate) fn start_node(&mut self) {
         let (client, namespace) = (self.client.clone(), self.namespace.clone());
@@ -251,6 +252,11 @@ async fn carry_out(client: &Client, namespace: &str) -> kube::Result<()> {
             "heartbeat": Time(Timestamp::now()),
             "phase": "Freezing",
         });
+        if checkpoint.name_any() == "interrupted" {
+            let target = &instruction.containers[0];
+            let digest = digest(&target.image, 0);
+            agent["pushed"] = json!([{ "name": target.name, "image": target.image, "digest": digest }]);
+        }
         match said {
             Some(said) if said.phase.is_final() => continue,
             _ if checkpoint.name_any().starts_with("stuck-") => {

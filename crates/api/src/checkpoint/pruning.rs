@@ -1,4 +1,4 @@
-//! How images go that `spec.retention` does not keep: the operator names them, the agent of some node deletes them.
+//! How images go that are not kept: the operator names them, the agent of some node deletes them.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::KubeSchema;

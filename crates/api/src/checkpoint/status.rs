@@ -67,7 +67,7 @@ pub struct CheckpointStatus {
     /// What the agent of the node says of the instruction. Only the agent writes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<AgentStatus>,
-    /// How the deletion of images that spec.retention does not keep goes on.
+    /// How the deletion of images that are not kept goes on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retention: Option<RetentionStatus>,
     /// Images that an agent is to delete now. It may be repeated without harm; where it is missing, nothing is to be deleted.
@@ -131,11 +131,14 @@ pub struct PastImage {
     pub image: String,
     /// Digest of its manifest.
     pub digest: String,
-    /// Bytes of the layers that the freeze added, compressed.
+    /// Bytes of the layers that the freeze added, compressed; 0 if not known.
     pub compressed_bytes: i64,
     /// When it was frozen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub frozen_at: Option<Time>,
+    /// Whether it was pushed by an attempt that did not finish: then it is of no use, and is deleted whatever spec.retention says.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unfinished: bool,
 }
 
 /// Numbers in words.
@@ -239,6 +242,22 @@ pub struct AgentStatus {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".to_owned()]))]
     #[schemars(length(max = 32))]
     pub containers: Vec<FrozenContainer>,
+    /// Images of this attempt whose push has begun. One that is not among the containers in the end is of no use.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    #[schemars(length(max = 4096))]
+    pub pushed: Vec<PushedImage>,
+}
+
+/// An image whose push has begun.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PushedImage {
+    /// The container's name in its pod.
+    pub name: String,
+    /// Reference of the image, with the tag.
+    pub image: String,
+    /// Digest of its manifest.
+    pub digest: String,
 }
 
 /// How far an agent is.

@@ -108,8 +108,10 @@ impl World {
     }
 
     fn is_done(&mut self, digest: &str) {
+        let said = self.checkpoint.status.as_ref().and_then(|status| status.agent.clone());
         self.agent_says(json!({
             "phase": "Done",
+            "pushed": said.map(|said| said.pushed).unwrap_or_default(),
             "containers": [{
                 "name": "app", "image": "r.example/web:warm", "digest": digest, "layerBytes": 30 << 20,
                 "compressedBytes": 12 << 20, "memoryBytes": 29 << 20, "freezeMs": 80,
@@ -265,6 +267,69 @@ fn every_phase_has_its_deadline() {
         slow.agent_says(json!({ "phase": phase }));
         assert_eq!(failed(&mut slow), late(outcome));
     }
+}
+
+/// What the agent says when it begins to push.
+fn pushing(digests: &[&str]) -> Value {
+    let pushed = digests
+        .iter()
+        .map(|digest| json!({ "name": "app", "image": "r.example/web:warm", "digest": digest }));
+    json!({ "phase": "Pushing", "pushed": pushed.collect::<Vec<_>>() })
+}
+
+/// Digests of images of no use.
+fn unfinished(plan: &Plan) -> Vec<&str> {
+    let unfinished = plan.status.history.iter().filter(|past| past.unfinished);
+    unfinished.map(|past| past.digest.as_str()).collect()
+}
+
+#[test]
+fn what_a_killed_agent_pushed_is_known_though_its_work_succeeds_when_it_is_repeated() {
+    let mut world = World::of_a_template();
+    world.instructed();
+    world.agent_says(pushing(&["sha256:lost"]));
+    assert_eq!(unfinished(&world.look()), ["sha256:lost"]);
+    world.agent_says(pushing(&["sha256:lost", "sha256:a"]));
+    assert_eq!(unfinished(&world.look()), ["sha256:a", "sha256:lost"]);
+    world.is_done("sha256:a");
+    let plan = world.look();
+    assert_eq!((plan.status.phase, unfinished(&plan)), (Some(Phase::Ready), vec!["sha256:lost"]));
+    assert_eq!(plan.status.history.len(), 1);
+    // Once it is deleted, old words do not bring it back.
+    world.checkpoint.status.as_mut().unwrap().history.clear();
+    assert_eq!(unfinished(&world.look()).len(), 0);
+}
+
+#[test]
+fn what_was_pushed_on_a_node_that_died_is_known_when_another_node_makes_the_image() {
+    let mut world = World::of_a_template();
+    world.instructed();
+    world.agent_says(pushing(&["sha256:lost"]));
+    world.now += 61;
+    let plan = world.look();
+    assert_eq!((plan.outcome.as_deref(), unfinished(&plan)), (Some("AgentSilent"), vec!["sha256:lost"]));
+    world.now += 11;
+    world.instructed();
+    world.is_done("sha256:a");
+    assert_eq!(unfinished(&world.look()), ["sha256:lost"]);
+}
+
+#[test]
+fn what_is_pushed_while_the_source_changes_or_the_attempt_fails_is_known() {
+    let mut world = World::of_a_template();
+    world.instructed();
+    world.agent_says(pushing(&["sha256:old"]));
+    world.edit_template(|spec| spec["containers"][0]["image"] = "r.example/web:2".into());
+    assert_eq!(unfinished(&world.look()), ["sha256:old"]);
+
+    let mut world = World::of_a_template();
+    world.checkpoint.spec.retries = 0;
+    world.instructed();
+    let mut said = pushing(&["sha256:half"]);
+    said["phase"] = "Failed".into();
+    world.agent_says(said);
+    let plan = world.look();
+    assert_eq!((plan.status.phase, unfinished(&plan)), (Some(Phase::Failed), vec!["sha256:half"]));
 }
 
 #[test]

@@ -258,6 +258,29 @@ fn nothing_is_deleted_while_an_attempt_is_under_way_or_without_a_word_of_retenti
 }
 
 #[test]
+fn an_image_of_an_attempt_that_did_not_finish_goes_without_a_word_of_retention_and_counts_for_nothing() {
+    let unfinished = |digest: &str| {
+        let mut past = past("app", digest, 0);
+        past["unfinished"] = true.into();
+        serde_json::from_value(past).unwrap()
+    };
+    let mut world = World::new(Value::Null, &["sha256:a"]);
+    world.checkpoint.status.as_mut().unwrap().history.insert(0, unfinished("sha256:lost"));
+    assert_eq!(asked(&world.look()), ["sha256:lost"]);
+    world.agent_says(true, &[("sha256:lost", "Failed")]);
+    assert_eq!(retained(&world.look()).1, "DeletionFailed");
+    world.now += 3600;
+    world.look();
+    world.agent_says(true, &[("sha256:lost", "Deleted")]);
+    let plan = world.look();
+    assert_eq!((kept(&plan), retained(&plan), plan.node.as_deref()), (vec!["sha256:a"], ("", "", ""), None));
+
+    let mut world = World::new(json!({ "keep": 2 }), &["sha256:a", "sha256:b"]);
+    world.checkpoint.status.as_mut().unwrap().history.insert(0, unfinished("sha256:lost"));
+    assert_eq!(asked(&world.look()), ["sha256:lost", "sha256:b"]);
+}
+
+#[test]
 fn a_try_has_a_bounded_number_of_images_and_the_rest_follows() {
     let digests: Vec<String> = (0..40).map(|number| format!("sha256:{number}")).collect();
     let digests: Vec<&str> = digests.iter().map(String::as_str).collect();
