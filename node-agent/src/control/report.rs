@@ -33,10 +33,7 @@ pub(super) async fn publish(
             Ok(()) if now.phase.is_final() => return,
             Ok(()) => {
                 backoff = Duration::from_millis(250);
-                let urgent = |next: &AgentStatus| next.phase != now.phase || next.pushed != now.pushed;
-                if timeout(PACE, status.wait_for(urgent)).await.is_err() {
-                    let _ = timeout(HEARTBEAT - PACE, status.changed()).await;
-                }
+                news(&now, &mut status).await;
             }
             Err(e) if is_gone(&e) => return,
             Err(e) => {
@@ -45,6 +42,14 @@ pub(super) async fn publish(
                 backoff = (backoff * 2).min(MAX_BACKOFF);
             }
         }
+    }
+}
+
+/// Waits until there is something new to be said, or the same has to be said again.
+async fn news(said: &AgentStatus, status: &mut watch::Receiver<AgentStatus>) {
+    let urgent = |now: &AgentStatus| now.phase != said.phase || now.pushed != said.pushed;
+    if timeout(PACE, status.wait_for(urgent)).await.is_err() {
+        let _ = timeout(HEARTBEAT - PACE, status.wait_for(|now| now != said)).await;
     }
 }
 
@@ -91,5 +96,37 @@ pub(super) fn compatibility(of: &Compatibility) -> woodfrog_api::Compatibility {
         criu: of.criu.clone(),
         page_bytes: of.page_bytes.cast_signed(),
         cgroup_version: of.cgroup_version.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tokio::time::Instant;
+    use woodfrog_api::{AgentPhase, PushedImage};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn phases_and_pushes_are_told_at_once_and_the_rest_at_a_pace() {
+        let said = json!({ "node": "node-1", "attempt": 1, "podUid": "p", "phase": "Pushing" });
+        let said: AgentStatus = serde_json::from_value(said).unwrap();
+        let image = json!({ "name": "app", "image": "r.example/web:warm", "digest": "sha256:a" });
+        let image: PushedImage = serde_json::from_value(image).unwrap();
+        let wait = async |change: &dyn Fn(&mut AgentStatus)| {
+            let (sender, mut receiver) = watch::channel(said.clone());
+            sender.send_modify(change);
+            let began = Instant::now();
+            news(&said, &mut receiver).await;
+            began.elapsed().as_secs()
+        };
+        assert_eq!(wait(&|status| status.phase = AgentPhase::Done).await, 0);
+        assert_eq!(wait(&|status| status.pushed = vec![image.clone()]).await, 0);
+        assert_eq!(wait(&|status| status.bytes_done = Some(1)).await, 1);
+
+        let (_sender, mut receiver) = watch::channel(said.clone());
+        let began = Instant::now();
+        news(&said, &mut receiver).await;
+        assert_eq!(began.elapsed(), HEARTBEAT);
     }
 }
