@@ -29,7 +29,7 @@ enum Task {
     /// Freeze and thaw four applications on a node, or with --cluster in a cluster, and show how long it takes
     #[command(disable_help_flag = true)]
     Demo(build::DemoArgs),
-    /// Measure: operator, shim or start
+    /// Measure: operator, shim, start or thaw
     #[command(disable_help_flag = true)]
     Bench(build::BenchArgs),
     /// Write the resources' definitions in crds/ and docs/reference.md from the types in crates/api

@@ -1,6 +1,8 @@
 //! The command line.
 
+use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use woodfrog_testnode::App;
@@ -22,6 +24,8 @@ pub(crate) enum Command {
     Demo(DemoArgs),
     /// The way from `kubectl apply` to warm pods, in a cluster
     Cluster(ClusterArgs),
+    /// Measure restored, first response, all memory there, in every way, for applications and sizes
+    Thaw(ThawArgs),
     /// Measure what the shim adds to CRI calls
     Shim(ShimArgs),
     /// Measure the start of a 32 MB server beside runc, with containerd's share of it
@@ -73,6 +77,113 @@ pub(crate) struct DemoArgs {
     pub(crate) runs: u32,
     #[command(flatten)]
     pub(crate) node: NodeArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  woodfrog-bench thaw                                             all applications, all sizes
+  woodfrog-bench thaw --applications cpython --sizes              one application
+  woodfrog-bench thaw --applications --sizes 64x1,2048x64         a synthetic server: MB x threads
+  woodfrog-bench thaw --modes criu,copied --runs 15               two ways
+  woodfrog-bench thaw --json thaw.json --plots docs/performance   for programs, and pictures
+
+Columns, all from what triggers the way (CreateContainer; the start of criu or runc; the agent's start of the thaw):
+  restored     all tasks are there
+  response     the first HTTP 200
+  99 % there   of the memory
+  private      memory that the container shares with nobody, when it is there
+  CPU          of the container's cgroup with all that restored it (runc and containerd restore from outside of it)")]
+pub(crate) struct ThawArgs {
+    /// Applications, with commas between them
+    #[arg(long, value_enum, num_args = 0.., value_delimiter = ',', default_values_t = [Application::Cpython, Application::Tomcat, Application::Node, Application::Rails])]
+    pub(crate) applications: Vec<Application>,
+    /// Synthetic servers, each as MBxTHREADS, with commas between them
+    #[arg(long, num_args = 0.., value_delimiter = ',', default_values_t = Size::ALL)]
+    pub(crate) sizes: Vec<Size>,
+    /// Ways to bring them up, with commas between them
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Mode::ALL)]
+    pub(crate) modes: Vec<Mode>,
+    /// How often each is started in each way
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(crate) runs: u32,
+    /// Draw plots (SVG) into this directory
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(crate) plots: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+}
+
+/// A way to bring an application up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mode {
+    /// From its command, in a new container
+    Cold,
+    /// `runc restore`
+    Runc,
+    /// containerd's own CRI restore
+    Containerd,
+    /// `criu restore` in a container that waits
+    Criu,
+    /// The same, with `criu lazy-pages`
+    CriuLazy,
+    /// Woodfrog: memory is copied while the application runs
+    Copied,
+}
+
+impl Mode {
+    const ALL: [Self; 6] =
+        [Self::Cold, Self::Runc, Self::Containerd, Self::Criu, Self::CriuLazy, Self::Copied];
+
+    /// As in arguments and JSON.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Cold => "cold",
+            Self::Runc => "runc",
+            Self::Containerd => "containerd",
+            Self::Criu => "criu",
+            Self::CriuLazy => "criu-lazy",
+            Self::Copied => "copied",
+        }
+    }
+}
+
+/// Of a synthetic server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Size {
+    /// Of 2²⁰ bytes.
+    pub(crate) megabytes: u32,
+    /// All of them, the first one too.
+    pub(crate) threads: u32,
+}
+
+impl Size {
+    const ALL: [Self; 5] = [
+        Self { megabytes: 64, threads: 1 },
+        Self { megabytes: 64, threads: 64 },
+        Self { megabytes: 512, threads: 8 },
+        Self { megabytes: 2048, threads: 1 },
+        Self { megabytes: 2048, threads: 64 },
+    ];
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}x{}", self.megabytes, self.threads)
+    }
+}
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts =
+            text.split_once('x').and_then(|(mb, threads)| Some((mb.parse().ok()?, threads.parse().ok()?)));
+        match parts {
+            Some((megabytes, threads)) if megabytes > 0 && threads > 0 => Ok(Self { megabytes, threads }),
+            _ => Err(format!("{text:?} is not MBxTHREADS, such as 512x8")),
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -134,7 +245,19 @@ pub(crate) enum Inside {
     /// Dump the child of a container's PID 1 with plain CRIU
     Dump(InContainer),
     /// Restore it into another container with plain CRIU
-    Restore(InContainer),
+    Restore {
+        #[command(flatten)]
+        at: InContainer,
+        /// Let `criu lazy-pages` bring its memory
+        #[arg(long)]
+        lazy: bool,
+    },
+    /// Tell what the processes of a container use
+    Usage {
+        /// The container's PID 1, as the node sees it
+        #[arg(long)]
+        init: i32,
+    },
     /// Run a command and tell when it was started
     Run {
         #[arg(last = true, required = true)]

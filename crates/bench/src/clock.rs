@@ -25,9 +25,24 @@ pub(crate) fn median(values: &[f64]) -> Option<f64> {
     }
 }
 
+/// The smallest value that 95 of 100 do not exceed. None of nothing.
+pub(crate) fn p95(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get((sorted.len() * 95).div_ceil(100).checked_sub(1)?).copied()
+}
+
 #[cfg(test)]
 mod tests {
-    use super::median;
+    use super::{median, p95};
+
+    #[test]
+    fn of_few_values_the_95th_percentile_is_the_largest() {
+        assert_eq!(p95(&[]), None);
+        assert_eq!(p95(&[3.0, 1.0, 2.0]), Some(3.0));
+        let hundred: Vec<f64> = (1..=100).map(f64::from).collect();
+        assert_eq!(p95(&hundred), Some(95.0));
+    }
 
     #[test]
     fn a_median_does_not_depend_on_order_or_outliers() {

@@ -10,12 +10,13 @@ use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, WaitIdStatus, pidfd_open};
 use serde::{Deserialize, Serialize};
-use woodfrog_sys::process::{HELPER_PIDS, Place, Program};
+use woodfrog_sys::process::{Child, HELPER_PIDS, Place, Program};
 
 use crate::clock::now_us;
 
@@ -55,11 +56,22 @@ pub(crate) fn dump(init: i32, images: &Path) -> Result<()> {
     let (uid, gid) = (field("Uid:")?[0], field("Gid:")?[0]);
     let arguments = ["dump", "--tree", &inner.to_string(), "--file-locks", "--link-remap"];
     // With its target's real ids CRIU may read the limits of its target without CAP_SYS_RESOURCE.
-    criu(init, images, Some((uid, gid)), &arguments, &[]).map(drop)
+    Criu::start(init, images, Some((uid, gid)), &arguments, &[])?.finish().map(drop)
 }
 
-/// Restores what [`dump`] dumped into another container.
-pub(crate) fn restore(init: i32, images: &Path) -> Result<Started> {
+/// A restore.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Restored {
+    /// When CRIU was started, microseconds of CLOCK_MONOTONIC.
+    pub(crate) started_us: u64,
+    /// When all tasks were there.
+    pub(crate) done_us: u64,
+    /// When their memory was.
+    pub(crate) full_us: u64,
+}
+
+/// Restores what [`dump`] dumped into another container; `lazy`: `criu lazy-pages` is there before it, and brings memory.
+pub(crate) fn restore(init: i32, images: &Path, lazy: bool) -> Result<Restored> {
     let stdio: BTreeMap<i32, String> = serde_json::from_slice(&fs::read(images.join(STDIO))?)?;
     let pipes = stdio
         .into_iter()
@@ -69,7 +81,65 @@ pub(crate) fn restore(init: i32, images: &Path) -> Result<Started> {
             Ok((key, pipe))
         })
         .collect::<Result<Vec<_>>>()?;
-    criu(init, images, None, &["restore", "--restore-detached"], &pipes)
+    let mut arguments = vec!["restore", "--restore-detached"];
+    let mut server = None;
+    if lazy {
+        // It makes its socket only where none is.
+        let socket = images.join("lazy-pages.socket");
+        let _ = fs::remove_file(&socket);
+        server = Some(Criu::start(init, images, None, &["lazy-pages"], &[])?);
+        while !socket.exists() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        arguments.push("--lazy-pages");
+    }
+    let Started { started_us, done_us } = Criu::start(init, images, None, &arguments, &pipes)?.finish()?;
+    let full_us = server.map_or(Ok(done_us), |server| server.finish().map(|server| server.done_us))?;
+    Ok(Restored { started_us, done_us, full_us })
+}
+
+/// What the processes of a container use.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Usage {
+    /// Memory that they share with nobody.
+    pub(crate) private_bytes: u64,
+    /// All of theirs.
+    pub(crate) threads: u64,
+    /// CPU time of the container's cgroup, in microseconds.
+    pub(crate) cpu_us: u64,
+}
+
+/// Looks at all processes below a container's PID 1, and at that.
+pub(crate) fn usage(init: i32) -> Result<Usage> {
+    let mut usage = Usage { private_bytes: 0, threads: 0, cpu_us: cpu_us(init)? };
+    let mut pids = vec![init.to_string()];
+    while let Some(pid) = pids.pop() {
+        for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+            usage.threads += 1;
+            let children = fs::read_to_string(task?.path().join("children"))?;
+            pids.extend(children.split_whitespace().map(str::to_owned));
+        }
+        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+        for line in rollup.lines().filter(|line| line.starts_with("Private_")) {
+            let kilobytes: u64 = line.split_whitespace().nth(1).context("smaps_rollup")?.parse()?;
+            usage.private_bytes += kilobytes << 10;
+        }
+    }
+    Ok(usage)
+}
+
+/// CPU time of a process's cgroup, by version 1 or 2.
+fn cpu_us(pid: i32) -> Result<u64> {
+    for directory in cgroups(pid)? {
+        if let Ok(nanoseconds) = fs::read_to_string(directory.join("cpuacct.usage")) {
+            return Ok(nanoseconds.trim().parse::<u64>()? / 1000);
+        }
+        let stat = fs::read_to_string(directory.join("cpu.stat")).unwrap_or_default();
+        if let Some(usage) = stat.lines().find_map(|line| line.strip_prefix("usage_usec ")) {
+            return Ok(usage.parse()?);
+        }
+    }
+    bail!("no cgroup of process {pid} counts its CPU time")
 }
 
 /// Runs a command to its end, without input or output.
@@ -83,49 +153,66 @@ pub(crate) fn run(command: &[String]) -> Result<Started> {
     Ok(Started { started_us, done_us })
 }
 
-fn criu(
-    init: i32,
-    images: &Path,
-    ids: Option<(u32, u32)>,
-    arguments: &[&str],
-    inherit: &[(String, File)],
-) -> Result<Started> {
-    enter_cgroups(init)?;
-    let container = Pid::from_raw(init).context("PID 0")?;
-    let container = pidfd_open(container, PidfdFlags::empty()).with_context(|| format!("process {init}"))?;
-    let open = |path: &Path| File::open(path).with_context(|| path.display().to_string());
-    let (loader, program, null) = (open(LOADER.as_ref())?, open(CRIU.as_ref())?, open("/dev/null".as_ref())?);
-    let libraries = rustix::fs::open(LIBRARIES, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-    let directory = open(images)?;
-    let log = images.join(arguments[0]).with_extension("out");
-    let output = File::create(&log).with_context(|| log.display().to_string())?;
+/// CRIU at work in a container.
+struct Criu {
+    command: String,
+    log: PathBuf,
+    child: Child,
+    started_us: u64,
+}
 
-    let mut criu = Program::new(loader.as_fd(), [null.as_fd(), output.as_fd(), output.as_fd()]);
-    if let Some((uid, gid)) = ids {
-        criu.real_ids(uid, gid);
-    }
-    let path = |number: i32| format!("/proc/self/fd/{number}");
-    let libraries = path(criu.descriptor(libraries.as_fd()));
-    let program = path(criu.descriptor(program.as_fd()));
-    let directory = path(criu.descriptor(directory.as_fd()));
-    let mut vector = vec!["ld.so".to_owned(), "--library-path".into(), libraries, program];
-    vector.extend(arguments.iter().map(|argument| (*argument).to_owned()));
-    vector.extend(["--images-dir".into(), directory, "--manage-cgroups=ignore".into()]);
-    for (key, file) in inherit {
-        vector.extend(["--inherit-fd".into(), format!("fd[{}]:{key}", criu.descriptor(file.as_fd()))]);
-    }
-    for argument in vector {
-        criu.argument(CString::new(argument)?);
-    }
-    criu.variable(c"PATH=/usr/sbin:/usr/bin:/sbin:/bin".into());
+impl Criu {
+    fn start(
+        init: i32,
+        images: &Path,
+        ids: Option<(u32, u32)>,
+        arguments: &[&str],
+        inherit: &[(String, File)],
+    ) -> Result<Self> {
+        enter_cgroups(init)?;
+        let container = Pid::from_raw(init).context("PID 0")?;
+        let container =
+            pidfd_open(container, PidfdFlags::empty()).with_context(|| format!("process {init}"))?;
+        let open = |path: &Path| File::open(path).with_context(|| path.display().to_string());
+        let (loader, program, null) =
+            (open(LOADER.as_ref())?, open(CRIU.as_ref())?, open("/dev/null".as_ref())?);
+        let libraries = rustix::fs::open(LIBRARIES, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        let directory = open(images)?;
+        let log = images.join(arguments[0]).with_extension("out");
+        let output = File::create(&log).with_context(|| log.display().to_string())?;
 
-    let started_us = now_us();
-    let status = criu.start(&Place::default().inside(container.as_fd(), HELPER_PIDS))?.wait()?;
-    let done_us = now_us();
-    if status.exit_status() != Some(0) {
-        bail!("criu {}: {}\n{}", arguments[0], end(&status), fs::read_to_string(&log)?);
+        let mut criu = Program::new(loader.as_fd(), [null.as_fd(), output.as_fd(), output.as_fd()]);
+        if let Some((uid, gid)) = ids {
+            criu.real_ids(uid, gid);
+        }
+        let path = |number: i32| format!("/proc/self/fd/{number}");
+        let libraries = path(criu.descriptor(libraries.as_fd()));
+        let program = path(criu.descriptor(program.as_fd()));
+        let directory = path(criu.descriptor(directory.as_fd()));
+        let mut vector = vec!["ld.so".to_owned(), "--library-path".into(), libraries, program];
+        vector.extend(arguments.iter().map(|argument| (*argument).to_owned()));
+        vector.extend(["--images-dir".into(), directory, "--manage-cgroups=ignore".into()]);
+        for (key, file) in inherit {
+            vector.extend(["--inherit-fd".into(), format!("fd[{}]:{key}", criu.descriptor(file.as_fd()))]);
+        }
+        for argument in vector {
+            criu.argument(CString::new(argument)?);
+        }
+        criu.variable(c"PATH=/usr/sbin:/usr/bin:/sbin:/bin".into());
+
+        let started_us = now_us();
+        let child = criu.start(&Place::default().inside(container.as_fd(), HELPER_PIDS))?;
+        Ok(Self { command: arguments[0].to_owned(), log, child, started_us })
     }
-    Ok(Started { started_us, done_us })
+
+    fn finish(self) -> Result<Started> {
+        let status = self.child.wait()?;
+        let done_us = now_us();
+        if status.exit_status() != Some(0) {
+            bail!("criu {}: {}\n{}", self.command, end(&status), fs::read_to_string(&self.log)?);
+        }
+        Ok(Started { started_us: self.started_us, done_us })
+    }
 }
 
 fn end(status: &WaitIdStatus) -> String {
@@ -138,6 +225,16 @@ fn end(status: &WaitIdStatus) -> String {
 
 /// Puts this process into the cgroups of another, in every hierarchy that is mounted.
 fn enter_cgroups(pid: i32) -> Result<()> {
+    for directory in cgroups(pid)? {
+        let file = directory.join("cgroup.procs");
+        fs::write(&file, "0").with_context(|| file.display().to_string())?;
+    }
+    Ok(())
+}
+
+/// The directories of a process's cgroups.
+fn cgroups(pid: i32) -> Result<Vec<PathBuf>> {
+    let mut directories = Vec::new();
     for line in fs::read_to_string(format!("/proc/{pid}/cgroup"))?.lines() {
         let mut fields = line.splitn(3, ':').skip(1);
         let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
@@ -145,10 +242,9 @@ fn enter_cgroups(pid: i32) -> Result<()> {
             "" => ["unified", ""].map(|name| Path::new("/sys/fs/cgroup").join(name)),
             name => [Path::new("/sys/fs/cgroup").join(name), PathBuf::new()],
         };
-        let procs = mounts.iter().map(|mount| mount.join(path.trim_start_matches('/')).join("cgroup.procs"));
-        for file in procs.filter(|file| file.is_absolute() && file.exists()).take(1) {
-            fs::write(&file, "0").with_context(|| file.display().to_string())?;
-        }
+        let path = path.trim_start_matches('/');
+        let found = mounts.iter().filter(|mount| mount.is_absolute()).map(|mount| mount.join(path));
+        directories.extend(found.filter(|directory| directory.join("cgroup.procs").exists()).take(1));
     }
-    Ok(())
+    Ok(directories)
 }

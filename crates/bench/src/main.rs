@@ -8,12 +8,15 @@ mod cluster;
 mod contenders;
 mod demo;
 mod inside;
+mod modes;
 mod node;
 mod operator;
+mod plots;
 mod progress;
 mod report;
 mod shim;
 mod start;
+mod thaw;
 mod workload;
 
 use std::process::ExitCode;
@@ -33,6 +36,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Demo(args) => node::with(&args.node, &args.apps(), |place| demo::run(place, &args)),
+        Command::Thaw(args) => node::with(&args.node, &args.apps(), |place| thaw::run(place, &args)),
         Command::Shim(args) => node::with(&args.node, shim::APPS, |place| shim::run(place, &args)),
         Command::Start(args) => node::with(&args.node, start::APPS, |place| start::run(place, &args)),
         Command::Cluster(args) => cluster::run(&args),
@@ -40,11 +44,16 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Inside(task) => {
             let done = match task {
                 Inside::Dump(at) => return inside::dump(at.init, &at.images).map(|()| ExitCode::SUCCESS),
-                Inside::Restore(at) => inside::restore(at.init, &at.images)?,
-                Inside::Run { command } => inside::run(&command)?,
+                Inside::Restore { at, lazy } => json(&inside::restore(at.init, &at.images, lazy)?),
+                Inside::Run { command } => json(&inside::run(&command)?),
+                Inside::Usage { init } => json(&inside::usage(init)?),
             };
-            println!("{}", serde_json::to_string(&done)?);
+            println!("{}", done?);
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+fn json(value: &impl serde::Serialize) -> serde_json::Result<String> {
+    serde_json::to_string(value)
 }

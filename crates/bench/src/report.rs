@@ -5,7 +5,11 @@ use std::collections::BTreeMap;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use serde_json::{Value as Json, json};
 
-use crate::clock::median;
+use crate::clock::{median, p95};
+
+/// Said where a runtime's CRIU cannot dump an application as it is.
+pub(crate) const RUNS_AS_ROOT: &str = "Without CAP_SYS_RESOURCE CRIU cannot dump another user's processes: with runc and containerd \
+     the application ran as root, with all others as uid 1000.";
 
 /// Something that is measured of an application. Times are in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,6 +42,34 @@ pub(crate) enum Metric {
     ContainerdCreate,
     /// StartContainer of the same.
     ContainerdStart,
+    /// From what triggers a way to bring an application up, to its first answer.
+    Response,
+    /// The same to all tasks being there.
+    Restored,
+    /// The same to 99 % of the memory being there.
+    Full,
+    /// Memory that the container's processes share with nobody, once [`Metric::Full`].
+    PrivateBytes,
+    /// Threads of the container's processes.
+    Threads,
+    /// CPU time of the container's cgroup until then, with all that restored it.
+    Cpu,
+    /// Phases of a thaw, from here on, see [`Metric::phase`].
+    Prepare,
+    /// See `Prepare`.
+    Volumes,
+    /// See `Prepare`.
+    Check,
+    /// See `Prepare`.
+    Worker,
+    /// See `Prepare`.
+    Lease,
+    /// See `Prepare`.
+    Restore,
+    /// See `Prepare`.
+    Commit,
+    /// See `Prepare`.
+    Resume,
 }
 
 impl Metric {
@@ -67,6 +99,32 @@ impl Metric {
         Self::ContainerdStart,
     ];
 
+    /// What `woodfrog-bench thaw` shows.
+    pub(crate) const THAW: &[Self] =
+        &[Self::Restored, Self::Response, Self::Full, Self::PrivateBytes, Self::Cpu];
+
+    /// The phases of a thaw, in order.
+    pub(crate) const PHASES: [Self; 8] = [
+        Self::Prepare,
+        Self::Volumes,
+        Self::Check,
+        Self::Worker,
+        Self::Lease,
+        Self::Restore,
+        Self::Commit,
+        Self::Resume,
+    ];
+
+    /// The phase that the agent calls so.
+    pub(crate) fn phase(name: &str) -> Option<Self> {
+        Self::PHASES.into_iter().find(|phase| phase.names().1 == name)
+    }
+
+    /// Title of the column.
+    pub(crate) const fn title(self) -> &'static str {
+        self.names().1
+    }
+
     /// Key in JSON, and title of the column.
     const fn names(self) -> (&'static str, &'static str) {
         match self {
@@ -84,11 +142,25 @@ impl Metric {
             Self::ContainerdSandbox => ("containerd_sandbox_ms", "containerd: sandbox"),
             Self::ContainerdCreate => ("containerd_create_ms", "containerd: create"),
             Self::ContainerdStart => ("containerd_start_ms", "containerd: start"),
+            Self::Response => ("response_ms", "response"),
+            Self::Restored => ("restored_ms", "restored"),
+            Self::Full => ("full_ms", "99 % there"),
+            Self::PrivateBytes => ("private_bytes", "private"),
+            Self::Threads => ("threads", "threads"),
+            Self::Cpu => ("cpu_ms", "CPU"),
+            Self::Prepare => ("prepare_ms", "prepare"),
+            Self::Volumes => ("volumes_ms", "volumes"),
+            Self::Check => ("check_ms", "check"),
+            Self::Worker => ("worker_ms", "worker"),
+            Self::Lease => ("lease_ms", "lease"),
+            Self::Restore => ("restore_ms", "restore"),
+            Self::Commit => ("commit_ms", "commit"),
+            Self::Resume => ("resume_ms", "resume"),
         }
     }
 
     const fn is_bytes(self) -> bool {
-        matches!(self, Self::ImageBytes | Self::CompressedBytes)
+        matches!(self, Self::ImageBytes | Self::CompressedBytes | Self::PrivateBytes)
     }
 }
 
@@ -117,8 +189,18 @@ impl Record {
         self.values.get(&metric).and_then(|values| median(values))
     }
 
+    /// The value below which 95 of 100 lie: of few runs, the longest.
+    pub(crate) fn p95(&self, metric: Metric) -> Option<f64> {
+        self.values.get(&metric).and_then(|values| p95(values))
+    }
+
     fn ratio(&self, peer: Metric, ours: Metric) -> Option<f64> {
         Some(self.median(peer)? / self.median(ours)?)
+    }
+
+    /// What it is of.
+    pub(crate) fn name(&self) -> &str {
+        &self.application
     }
 
     /// An object of medians, null where something could not run.
@@ -142,16 +224,21 @@ pub(crate) fn times(records: &[Record], metrics: &[Metric]) -> Table {
     let titles = metrics.iter().map(|metric| metric.names().1);
     table.set_header(["application"].into_iter().chain(titles).collect::<Vec<_>>());
     for record in records {
-        let cells = metrics.iter().map(|metric| match record.median(*metric) {
-            None => "–".to_owned(),
-            Some(bytes) if metric.is_bytes() => format!("{:.1} MB", bytes / 1e6),
-            Some(ms) if ms >= 1000.0 => format!("{:.2} s", ms / 1e3),
-            Some(ms) => format!("{ms:.1} ms"),
-        });
+        let cells = metrics.iter().map(|metric| shown(*metric, record.median(*metric)));
         table.add_row([record.application.clone()].into_iter().chain(cells).collect::<Vec<_>>());
     }
     right(&mut table);
     table
+}
+
+/// A value as a cell of a table.
+pub(crate) fn shown(metric: Metric, value: Option<f64>) -> String {
+    match value {
+        None => "–".to_owned(),
+        Some(bytes) if metric.is_bytes() => format!("{:.1} MB", bytes / 1e6),
+        Some(ms) if ms >= 1000.0 => format!("{:.2} s", ms / 1e3),
+        Some(ms) => format!("{ms:.1} ms"),
+    }
 }
 
 /// How many times longer the others take than Woodfrog does.

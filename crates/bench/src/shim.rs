@@ -80,7 +80,7 @@ pub(crate) async fn run(place: Place, args: &ShimArgs) -> Result<ExitCode> {
 }
 
 async fn passed(place: &Place, calls: u32, progress: &Progress) -> Result<[Series; 2]> {
-    let spec = place.pod(APP, "many");
+    let spec = place.pod(&APP.into(), "many");
     let pod = place.direct.sandbox(spec.clone()).await?;
     for number in 0..CONTAINERS {
         let mut config = spec.container();
@@ -130,7 +130,7 @@ async fn edited(place: &Place, progress: &Progress) -> Result<[Series; 2]> {
     let bar = progress.bar("edited", EDITED as u64);
     for _ in 0..EDITED {
         for kubelet in [&place.direct, &place.shim] {
-            let pod = kubelet.sandbox(place.pod(APP, "edited").managed()).await?;
+            let pod = kubelet.sandbox(place.pod(&APP.into(), "edited").managed()).await?;
             let begin = Instant::now();
             let container = pod.create().await.context("CreateContainer")?;
             let created = begin.elapsed();

@@ -7,9 +7,16 @@ use serde_json::json;
 use woodfrog_testnode::App;
 
 use crate::args::StartArgs;
-use crate::contenders::{Contender, Place, criu::Criu, runc::Runc, waiting::Waiting, woodfrog::Woodfrog};
+use crate::contenders::{
+    Contender, Place,
+    criu::{Criu, Memory},
+    runc::Runc,
+    waiting::Waiting,
+    woodfrog::Woodfrog,
+};
 use crate::progress::Progress;
 use crate::report::{self, Metric, Record};
+use crate::workload::Workload;
 
 const APP: App = App::Synthetic;
 
@@ -18,25 +25,30 @@ pub(crate) const APPS: &[App] = &[APP];
 
 /// Measures and prints.
 pub(crate) async fn run(place: Place, args: &StartArgs) -> Result<ExitCode> {
-    let woodfrog = Woodfrog::prepare(place.clone(), APP).await.context("woodfrog")?;
-    let waiting = Waiting::new(place.clone(), APP, woodfrog.image());
-    let contenders: [(&str, Box<dyn Contender>); 4] = [
-        ("woodfrog", Box::new(woodfrog)),
-        ("containerd alone", Box::new(waiting)),
-        ("criu", Box::new(Criu::prepare(place.clone(), APP).await.context("criu")?)),
-        ("runc", Box::new(Runc::prepare(place.clone(), APP).await.context("runc")?)),
+    let workload = Workload::from(APP);
+    let woodfrog = Woodfrog::prepare(place.clone(), workload.clone()).await.context("woodfrog")?;
+    let waiting = Waiting::new(place.clone(), &workload, &workload.frozen_image());
+    let criu = Criu::prepare(place.clone(), workload.clone(), Memory::AtOnce).await.context("criu")?;
+    let runc = Runc::prepare(place.clone(), workload.clone()).await.context("runc")?;
+    let contenders: [(Metric, &str, Box<dyn Contender>); 4] = [
+        (Metric::Thaw, "woodfrog", Box::new(woodfrog)),
+        (Metric::Response, "containerd alone", Box::new(waiting)),
+        (Metric::Criu, "criu", Box::new(criu)),
+        (Metric::Runc, "runc", Box::new(runc)),
     ];
     let progress = Progress::new();
     let bar = progress.bar(APP.name(), contenders.len() as u64 * u64::from(args.runs));
     let mut record = Record::new(APP.name());
     for _ in 0..args.runs {
-        for (name, contender) in &contenders {
+        for (response, name, contender) in &contenders {
             bar.step(name);
-            record.add(contender.once().await.context(*name)?);
+            let column = |metric| if metric == Metric::Response { *response } else { metric };
+            let values = contender.once().await.context(*name)?;
+            record.add(values.into_iter().map(|(metric, value)| (column(metric), value)).collect());
             bar.done(name);
         }
     }
-    for (_, contender) in &contenders {
+    for (_, _, contender) in &contenders {
         contender.clean().await?;
     }
     bar.finish();

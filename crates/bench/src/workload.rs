@@ -1,16 +1,71 @@
-//! Warming an application up, and telling whether its state is still there.
+//! What is measured: an application with its arguments, how it is warmed up, and whether its state is still there.
 
 use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use woodfrog_testkubelet::http;
-use woodfrog_testnode::Node;
+use woodfrog_testnode::{App, Node};
 
 /// As many requests as a warm-up makes.
 const REQUESTS: usize = 100;
 /// Servers close a connection some time after their client has; one that is half closed cannot be restored.
 const SETTLE: Duration = Duration::from_secs(1);
+
+/// An application with its arguments.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Workload {
+    app: App,
+    name: String,
+    args: Vec<String>,
+    megabytes: Option<u32>,
+}
+
+impl From<App> for Workload {
+    fn from(app: App) -> Self {
+        Self { app, name: app.name().into(), args: Vec::new(), megabytes: None }
+    }
+}
+
+impl Workload {
+    /// A server of so many megabytes (2²⁰ bytes) of memory and so many threads.
+    pub(crate) fn synthetic(megabytes: u32, threads: u32) -> Self {
+        let app = App::Synthetic;
+        let name = format!("{}-{megabytes}m-{threads}t", app.name());
+        Self { app, name, args: vec![megabytes.to_string(), threads.to_string()], megabytes: Some(megabytes) }
+    }
+
+    /// What tables, pods and images call it.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Of a synthetic server, what it was told to fill.
+    pub(crate) fn megabytes(&self) -> Option<u32> {
+        self.megabytes
+    }
+
+    /// The application's own image.
+    pub(crate) fn image(&self) -> String {
+        self.app.reference()
+    }
+
+    /// The image that a freeze makes of it.
+    pub(crate) fn frozen_image(&self) -> String {
+        self.app.reference().replace(self.app.name(), &format!("frozen-{}", self.name))
+    }
+
+    /// Arguments in place of those of the image; empty: the image's own.
+    pub(crate) fn args(&self) -> Vec<String> {
+        self.args.clone()
+    }
+
+    /// Program and arguments.
+    pub(crate) fn command(&self) -> Vec<String> {
+        let entrypoint = self.app.entrypoint().iter().map(|part| (*part).to_owned());
+        entrypoint.chain(self.args()).collect()
+    }
+}
 
 /// What an application held in memory when it was dumped.
 #[derive(Clone, Debug, Default)]

@@ -25,6 +25,7 @@ use woodfrog_sys::scm;
 use woodfrog_sys::userfault::Userfault;
 
 use crate::memory::{Counts, Memory, ServeError, Served};
+use crate::pending::{Pending, clip};
 
 /// What is filled in unasked between two looks at what is asked for: while nobody asks, and while somebody does.
 const PIECE: u64 = 512 << 10;
@@ -123,6 +124,7 @@ impl Pager {
     }
 
     fn serve_all(&mut self) -> Result<(), PagerError> {
+        self.read_ahead();
         let mut pause = None;
         loop {
             self.wait(pause)?;
@@ -144,6 +146,26 @@ impl Pager {
                 (Some(Served::Well), Served::Well) => Some(Duration::ZERO),
                 _ => Some(PAUSE),
             };
+        }
+    }
+
+    /// Maps what is known to be wanted first, until CRIU comes: then it only has to be copied.
+    fn read_ahead(&self) {
+        let Criu::Awaited(listener) = &self.criu else { return };
+        for (process, pages) in self.plan.processes.iter().zip(&self.pages) {
+            let mut all = Pending::default();
+            process.runs.iter().for_each(|run| all.insert(*run));
+            for span in &process.first {
+                let end = span.start + span.length;
+                let mut at = span.start;
+                while let Some(run) = all.from(at).filter(|run| run.start < end) {
+                    let run = clip(run, at, end);
+                    if is_readable(listener.as_fd()) || pages.read(run.offset, run.length).is_none() {
+                        return;
+                    }
+                    at = run.start + run.length;
+                }
+            }
         }
     }
 

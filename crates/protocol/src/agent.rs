@@ -325,6 +325,32 @@ pub struct Container {
     /// See `thaw_started_us`.
     #[prost(uint64, tag = "14")]
     pub thaw_done_us: u64,
+    /// Some of its memory is still to come from its image.
+    #[prost(bool, tag = "15")]
+    pub memory_pending: bool,
+    /// How its memory came after its thaw; none before all of it is there, and if all came during the thaw.
+    #[prost(message, optional, tag = "16")]
+    pub memory: Option<MemoryReport>,
+}
+
+/// How the memory of a thawed application came.
+#[derive(Clone, Copy, PartialEq, Eq, Message, Serialize, Deserialize)]
+pub struct MemoryReport {
+    /// Bytes that were brought.
+    #[prost(uint64, tag = "1")]
+    pub brought_bytes: u64,
+    /// Faults that were answered.
+    #[prost(uint64, tag = "2")]
+    pub faults: u64,
+    /// When 99 % was there, microseconds of CLOCK_MONOTONIC.
+    #[prost(uint64, tag = "3")]
+    pub nearly_us: u64,
+    /// When all was there, likewise.
+    #[prost(uint64, tag = "4")]
+    pub complete_us: u64,
+    /// CPU time of the pager, microseconds.
+    #[prost(uint64, tag = "5")]
+    pub cpu_us: u64,
 }
 
 /// A phase and its duration.

@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::info;
-use woodfrog_protocol::agent::{LogLine, Outcome, Phase};
+use woodfrog_protocol::agent::{LogLine, MemoryReport, Outcome, Phase};
 use woodfrog_protocol::paths;
 
 use super::runtime::ContainerInfo;
@@ -72,6 +72,8 @@ pub struct Life {
     pub freezing: bool,
     /// Some of its memory is still to come from its image.
     pub memory_pending: bool,
+    /// How its memory came, once all is there.
+    pub memory: Option<MemoryReport>,
     /// Phases of its thaw.
     pub thaw_phases: Vec<Phase>,
     /// When its thaw began and ended, microseconds of CLOCK_MONOTONIC.
@@ -134,6 +136,7 @@ impl Container {
             warm: false,
             freezing: false,
             memory_pending: false,
+            memory: None,
             thaw_phases: Vec::new(),
             thaw_us: (0, 0),
         };

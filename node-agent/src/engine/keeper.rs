@@ -17,6 +17,7 @@ use std::sync::{Arc, Weak};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
+use woodfrog_protocol::agent::MemoryReport;
 use woodfrog_protocol::init::{Exiting, Hello, Reason, Start, State, Welcome, from_init, to_init};
 use woodfrog_protocol::paths;
 
@@ -111,6 +112,16 @@ async fn follow(engine: Arc<Engine>, container: Weak<Container>, digest: String,
             report.faults,
             report.cpu_us as f64 / 1e3,
         ));
+        let memory = MemoryReport {
+            brought_bytes: report.copied,
+            faults: report.faults,
+            nearly_us: report.nearly_us,
+            complete_us: report.complete_us,
+            cpu_us: report.cpu_us,
+        };
+        if let Some(container) = container.upgrade() {
+            container.update(|life| life.memory = Some(memory));
+        }
     }
     if !report.wanted.is_empty()
         && let Err(e) = engine.working_sets.put(&digest, report.wanted)

@@ -265,6 +265,8 @@ fn listed(container: &Container) -> Listed {
         resident_bytes: tree.map_or(0, |t| t.processes.iter().map(|p| p.resident_bytes).sum()),
         thaw_started_us: life.thaw_us.0,
         thaw_done_us: life.thaw_us.1,
+        memory_pending: life.memory_pending,
+        memory: life.memory,
     }
 }
 

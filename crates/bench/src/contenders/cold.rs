@@ -2,24 +2,24 @@
 
 use anyhow::Result;
 use async_trait::async_trait;
-use woodfrog_testnode::App;
 
 use super::{Contender, PATIENCE, Place, Value};
 use crate::client::FirstAnswer;
 use crate::clock::{ms, now_us};
 use crate::report::Metric;
+use crate::workload::Workload;
 
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Cold {
     place: Place,
-    app: App,
+    workload: Workload,
 }
 
 impl Cold {
     /// There is nothing to prepare.
-    pub(crate) const fn new(place: Place, app: App) -> Self {
-        Self { place, app }
+    pub(crate) const fn new(place: Place, workload: Workload) -> Self {
+        Self { place, workload }
     }
 }
 
@@ -27,13 +27,14 @@ impl Cold {
 impl Contender for Cold {
     async fn once(&self) -> Result<Vec<Value>> {
         let place = &self.place;
-        let pod = place.direct.sandbox(place.pod(self.app, "cold")).await?;
+        let pod = place.direct.sandbox(place.pod(&self.workload, "cold")).await?;
         let answer = FirstAnswer::from(&place.node, pod.ip, PATIENCE);
         let start = now_us();
         let container = pod.create().await?;
         container.start().await?;
-        let value = ms(start, answer.at().await?);
+        let mut values = vec![(Metric::Response, ms(start, answer.at().await?))];
+        values.extend(place.usage(container.pid().await?)?);
         container.remove().await?;
-        Ok(vec![(Metric::Cold, value)])
+        Ok(values)
     }
 }

@@ -6,28 +6,27 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use async_trait::async_trait;
 use k8s_cri::v1::CheckpointContainerRequest;
-use woodfrog_testnode::App;
 
 use super::{Contender, PATIENCE, Place, Value};
 use crate::client::FirstAnswer;
 use crate::clock::{ms, now_us};
 use crate::report::Metric;
-use crate::workload::{State, warm_up};
+use crate::workload::{State, Workload, warm_up};
 
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Containerd {
     place: Place,
-    app: App,
+    workload: Workload,
     directory: String,
     state: State,
 }
 
 impl Containerd {
     /// Warms the application up and checkpoints it.
-    pub(crate) async fn prepare(place: Place, app: App) -> Result<Self> {
-        let directory = place.directory(app, "containerd")?;
-        let spec = place.pod_for_runtime(app, "containerd-dump");
+    pub(crate) async fn prepare(place: Place, workload: Workload) -> Result<Self> {
+        let directory = place.directory(&workload, "containerd")?;
+        let spec = place.pod_for_runtime(&workload, "containerd-dump");
         let container = place.direct.run(spec.clone()).await?;
         FirstAnswer::from(&place.node, container.ip(), PATIENCE).at().await?;
         let state = warm_up(&place.node, container.ip())?;
@@ -40,7 +39,7 @@ impl Containerd {
         place.copy(&spec.tmp_dir(), &format!("{directory}/tmp"))?;
         container.remove().await?;
         checkpointed.context("CheckpointContainer")?;
-        Ok(Self { place, app, directory, state })
+        Ok(Self { place, workload, directory, state })
     }
 }
 
@@ -48,7 +47,7 @@ impl Containerd {
 impl Contender for Containerd {
     async fn once(&self) -> Result<Vec<Value>> {
         let place = &self.place;
-        let mut spec = place.pod_for_runtime(self.app, "containerd");
+        let mut spec = place.pod_for_runtime(&self.workload, "containerd");
         spec.image = archive(&self.directory);
         let tmp = spec.tmp_dir();
         let pod = place.direct.sandbox(spec).await?;
@@ -58,9 +57,18 @@ impl Contender for Containerd {
         let restored = async {
             let container = pod.create().await.context("CreateContainer")?;
             container.start().await.context("StartContainer")?;
-            let value = ms(start, answer.at().await?);
+            let restored = ms(start, now_us());
+            let mut values = vec![
+                (Metric::Restored, restored),
+                (Metric::Full, restored),
+                (Metric::Response, ms(start, answer.at().await?)),
+            ];
+            // Whatever restores it is no part of the container, so its time is not in the container's.
+            values.extend(
+                place.usage(container.pid().await?)?.into_iter().filter(|(metric, _)| *metric != Metric::Cpu),
+            );
             self.state.check(&place.node, pod.ip)?;
-            Ok(vec![(Metric::Containerd, value)])
+            Ok(values)
         };
         let restored = restored.await;
         pod.remove().await?;

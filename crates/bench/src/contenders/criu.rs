@@ -8,14 +8,13 @@ use anyhow::{Context, Result};
 use async_trait::async_trait;
 use k8s_cri::v1::Mount;
 use woodfrog_testkubelet::PodSpec;
-use woodfrog_testnode::App;
 
 use super::{Contender, PATIENCE, Place, Value};
 use crate::client::FirstAnswer;
 use crate::clock::ms;
-use crate::inside::Started;
+use crate::inside::Restored;
 use crate::report::Metric;
-use crate::workload::{State, warm_up};
+use crate::workload::{State, Workload, warm_up};
 
 const INIT: &str = "/run/catatonit";
 const KDAT: &str = "/run/criu.kdat";
@@ -25,23 +24,42 @@ const KDAT: &str = "/run/criu.kdat";
 const RUN_AT_300: &str =
     "i=2; while [ $i -lt 300 ]; do (:); i=$((i+1)); done; setsid \"$@\" & wait; exec sleep infinity";
 
+/// How memory comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Memory {
+    /// All of it before the application runs.
+    AtOnce,
+    /// By `criu lazy-pages`, which listens before the clock starts.
+    OnDemand,
+}
+
+impl Memory {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::AtOnce => "criu",
+            Self::OnDemand => "criu-lazy",
+        }
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Criu {
     place: Place,
-    app: App,
+    workload: Workload,
+    memory: Memory,
     images: String,
     state: State,
 }
 
 impl Criu {
     /// Warms the application up and dumps it.
-    pub(crate) async fn prepare(place: Place, app: App) -> Result<Self> {
+    pub(crate) async fn prepare(place: Place, workload: Workload, memory: Memory) -> Result<Self> {
         place.node.run("sh", &["-c", "[ -e /run/criu.kdat ] || criu check"])?;
-        let images = place.directory(app, "criu")?;
-        let mut spec = with_mounts(place.pod(app, "criu-dump"));
+        let images = place.directory(&workload, memory.name())?;
+        let mut spec = with_mounts(place.pod(&workload, &format!("{}-dump", memory.name())));
         spec.command = ["/bin/sh", "-c", RUN_AT_300, "sh"].map(String::from).into();
-        spec.command.extend(app.entrypoint().iter().map(|part| (*part).to_owned()));
+        spec.args = workload.command();
         let container = place.direct.run(spec.clone()).await?;
         FirstAnswer::from(&place.node, container.ip(), PATIENCE).at().await?;
         let state = warm_up(&place.node, container.ip())?;
@@ -49,7 +67,7 @@ impl Criu {
         place.inside(&["dump", "--init", &init, "--images", &images])?;
         place.copy(&spec.tmp_dir(), &format!("{images}/tmp"))?;
         container.remove().await?;
-        Ok(Self { place, app, images, state })
+        Ok(Self { place, workload, memory, images, state })
     }
 }
 
@@ -57,7 +75,7 @@ impl Criu {
 impl Contender for Criu {
     async fn once(&self) -> Result<Vec<Value>> {
         let place = &self.place;
-        let spec = waiting(place.pod(self.app, "criu"));
+        let spec = waiting(place.pod(&self.workload, self.memory.name()));
         let tmp = spec.tmp_dir();
         let pod = place.direct.sandbox(spec).await?;
         place.copy(&format!("{}/tmp", self.images), &tmp)?;
@@ -65,12 +83,20 @@ impl Contender for Criu {
         container.start().await?;
         let init = container.pid().await?.to_string();
         let answer = FirstAnswer::from(&place.node, container.ip(), PATIENCE);
-        let report = place.inside(&["restore", "--init", &init, "--images", &self.images])?;
-        let started: Started = serde_json::from_str(&report).with_context(|| report.clone())?;
-        let value = ms(started.started_us, answer.at().await?);
+        let mut arguments = vec!["restore", "--init", &init, "--images", &self.images];
+        arguments.extend((self.memory == Memory::OnDemand).then_some("--lazy"));
+        let report = place.inside(&arguments)?;
+        let started: Restored = serde_json::from_str(&report).with_context(|| report.clone())?;
+        let since = |us: u64| ms(started.started_us, us);
+        let mut values = vec![
+            (Metric::Response, since(answer.at().await?)),
+            (Metric::Restored, since(started.done_us)),
+            (Metric::Full, since(started.full_us)),
+        ];
+        values.extend(place.usage(container.pid().await?)?);
         self.state.check(&place.node, container.ip())?;
         container.remove().await?;
-        Ok(vec![(Metric::Criu, value)])
+        Ok(values)
     }
 
     async fn clean(&self) -> Result<()> {
@@ -83,6 +109,7 @@ impl Contender for Criu {
 pub(crate) fn waiting(spec: PodSpec) -> PodSpec {
     let mut spec = with_mounts(spec);
     spec.command = [INIT, "-P"].map(String::from).into();
+    spec.args.clear();
     spec
 }
 

@@ -12,13 +12,15 @@ pub(crate) mod woodfrog;
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use async_trait::async_trait;
 use k8s_cri::v1::{ListPodSandboxRequest, RemovePodSandboxRequest, StopPodSandboxRequest};
 use woodfrog_testkubelet::{Kubelet, PodSpec};
-use woodfrog_testnode::{App, Node};
+use woodfrog_testnode::Node;
 
+use crate::inside::Usage;
 use crate::report::Metric;
+use crate::workload::Workload;
 
 /// No application takes longer to answer, cold on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
@@ -38,7 +40,8 @@ pub(crate) trait Contender: Send + Sync {
         Vec::new()
     }
 
-    /// Brings the application up, measures, checks that its state is there, and removes it.
+    /// Brings the application up, measures, checks that its state is there, and removes it. What all contenders measure goes by the
+    /// same names, from [`Metric::Response`] on.
     async fn once(&self) -> Result<Vec<Value>>;
 
     /// Removes what getting ready has made.
@@ -64,13 +67,14 @@ pub(crate) struct Place {
 
 impl Place {
     /// A pod of an application: uid 1000, read-only root file system, no capability, RuntimeDefault seccomp, an emptyDir at `/tmp`.
-    pub(crate) fn pod(&self, app: App, way: &str) -> PodSpec {
-        PodSpec::new(&format!("{}-{way}", app.name()), &app.reference())
+    pub(crate) fn pod(&self, workload: &Workload, way: &str) -> PodSpec {
+        let pod = PodSpec::new(&format!("{}-{way}", workload.name()), &workload.image());
+        PodSpec { args: workload.args(), ..pod }
     }
 
     /// The same for a runtime that calls CRIU as root: as root, where CRIU cannot dump another user's processes.
-    pub(crate) fn pod_for_runtime(&self, app: App, way: &str) -> PodSpec {
-        let pod = self.pod(app, way);
+    pub(crate) fn pod_for_runtime(&self, workload: &Workload, way: &str) -> PodSpec {
+        let pod = self.pod(workload, way);
         if self.dumps_other_users { pod } else { pod.user(0) }
     }
 
@@ -85,8 +89,8 @@ impl Place {
     }
 
     /// A directory in the node for dumps, the same for all: on disk, read from the page cache.
-    pub(crate) fn directory(&self, app: App, way: &str) -> Result<String> {
-        let path = format!("/var/lib/woodfrog-bench/{}-{way}", app.name());
+    pub(crate) fn directory(&self, workload: &Workload, way: &str) -> Result<String> {
+        let path = format!("/var/lib/woodfrog-bench/{}-{way}", workload.name());
         self.node.run("sh", &["-c", FRESH, "fresh", &path])?;
         Ok(path)
     }
@@ -102,5 +106,16 @@ impl Place {
         let program = format!("{}/woodfrog-bench", self.binaries);
         let arguments: Vec<&str> = std::iter::once("inside").chain(arguments.iter().copied()).collect();
         Ok(self.node.run(&program, &arguments)?)
+    }
+
+    /// What the processes of a container use, by its PID 1.
+    pub(crate) fn usage(&self, init: i32) -> Result<Vec<Value>> {
+        let report = self.inside(&["usage", "--init", &init.to_string()])?;
+        let usage: Usage = serde_json::from_str(&report).with_context(|| report.clone())?;
+        Ok(vec![
+            (Metric::PrivateBytes, usage.private_bytes as f64),
+            (Metric::Threads, usage.threads as f64),
+            (Metric::Cpu, usage.cpu_us as f64 / 1e3),
+        ])
     }
 }

@@ -8,14 +8,13 @@ use anyhow::{Context, Result};
 use async_trait::async_trait;
 use serde_json::{Value as Json, json};
 use woodfrog_testkubelet::Pod;
-use woodfrog_testnode::App;
 
 use super::{Contender, PATIENCE, Place, Value};
 use crate::client::FirstAnswer;
 use crate::clock::ms;
 use crate::inside::Started;
 use crate::report::Metric;
-use crate::workload::{State, warm_up};
+use crate::workload::{State, Workload, warm_up};
 
 /// See the module.
 #[derive(Debug)]
@@ -29,20 +28,20 @@ pub(crate) struct Runc {
 
 impl Runc {
     /// Warms the application up and checkpoints it.
-    pub(crate) async fn prepare(place: Place, app: App) -> Result<Self> {
-        let directory = place.directory(app, "runc")?;
-        let pod = place.direct.sandbox(place.pod_for_runtime(app, "runc")).await?;
+    pub(crate) async fn prepare(place: Place, workload: Workload) -> Result<Self> {
+        let directory = place.directory(&workload, "runc")?;
+        let pod = place.direct.sandbox(place.pod_for_runtime(&workload, "runc")).await?;
         // Never started: its configuration is what is wanted.
         let model = pod.create().await?;
         let spec = model.runtime_spec().await?;
-        let id = format!("{}-bench", app.name());
+        let id = format!("{}-bench", workload.name());
         place.node.run("runc", &["delete", "--force", &id])?;
         let config = plain(spec, &id, &directory)?;
         let path = |name: &str| format!("{directory}/{name}");
         place.node.run("mkdir", &["-p", &path("rootfs"), &path("images"), &path("work")])?;
         place.node.run("mkdir", &["-m", "0777", &path("tmp")])?;
         place.node.run("chmod", &["0777", &path("tmp")])?;
-        let image = app.reference();
+        let image = workload.image();
         place.node.run("ctr", &["--namespace", "k8s.io", "images", "mount", &image, &path("rootfs")])?;
         std::fs::write(place.node.path(&path("config.json")), serde_json::to_vec(&config)?)?;
 
@@ -108,10 +107,20 @@ impl Contender for Runc {
         self.place.copy(&dumped, &tmp)?;
         let answer = FirstAnswer::from(&self.place.node, self.pod.ip, PATIENCE);
         let started = self.run("restore", &[])?;
-        let value = ms(started.started_us, answer.at().await?);
+        let restored = ms(started.started_us, started.done_us);
+        let mut values = vec![
+            (Metric::Restored, restored),
+            (Metric::Full, restored),
+            (Metric::Response, ms(started.started_us, answer.at().await?)),
+        ];
+        let state = self.place.node.run("runc", &["state", &self.id])?;
+        let state: Json = serde_json::from_str(&state)?;
+        let pid = state["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).context("no PID")?;
+        // It is in no cgroup of its own.
+        values.extend(self.place.usage(pid)?.into_iter().filter(|(metric, _)| *metric != Metric::Cpu));
         self.state.check(&self.place.node, self.pod.ip)?;
         self.delete()?;
-        Ok(vec![(Metric::Runc, value)])
+        Ok(values)
     }
 
     async fn clean(&self) -> Result<()> {

@@ -4,11 +4,11 @@
 use anyhow::Result;
 use async_trait::async_trait;
 use woodfrog_testkubelet::PodSpec;
-use woodfrog_testnode::App;
 
 use super::{Contender, Place, Value, criu};
 use crate::clock::{ms, now_us};
 use crate::report::Metric;
+use crate::workload::Workload;
 
 /// See the module.
 #[derive(Debug)]
@@ -19,8 +19,8 @@ pub(crate) struct Waiting {
 
 impl Waiting {
     /// For containers of this image, which must have been pulled.
-    pub(crate) fn new(place: Place, app: App, image: &str) -> Self {
-        let mut spec = criu::waiting(place.pod(app, "waiting"));
+    pub(crate) fn new(place: Place, workload: &Workload, image: &str) -> Self {
+        let mut spec = criu::waiting(place.pod(workload, "waiting"));
         image.clone_into(&mut spec.image);
         Self { place, spec }
     }

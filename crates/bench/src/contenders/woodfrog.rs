@@ -1,23 +1,23 @@
 //! Woodfrog: `woodfrog freeze` into an image of the node's registry, then pods of that image through the shim.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result, ensure};
 use async_trait::async_trait;
 use serde::Deserialize;
 use woodfrog_testkubelet::Container;
-use woodfrog_testnode::App;
 
 use super::{Contender, PATIENCE, Place, Value};
 use crate::client::FirstAnswer;
 use crate::clock::{ms, now_us};
 use crate::report::Metric;
-use crate::workload::{State, warm_up};
+use crate::workload::{State, Workload, warm_up};
 
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Woodfrog {
     place: Place,
-    app: App,
-    image: String,
+    workload: Workload,
     state: State,
     frozen: Frozen,
 }
@@ -42,23 +42,33 @@ struct Managed {
     state: String,
     reason: String,
     thaw_started_us: u64,
+    thaw_done_us: u64,
+    thaw_phases: Vec<Phase>,
+    memory_pending: bool,
+    memory: Option<Memory>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Phase {
+    name: String,
+    ms: f64,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+struct Memory {
+    nearly_us: u64,
 }
 
 impl Woodfrog {
     /// Warms the application up, freezes it and pulls the image.
-    pub(crate) async fn prepare(place: Place, app: App) -> Result<Self> {
-        let image = app.reference().replace(app.name(), &format!("frozen-{}", app.name()));
-        let container = place.shim.run(place.pod(app, "freeze").managed()).await?;
+    pub(crate) async fn prepare(place: Place, workload: Workload) -> Result<Self> {
+        let image = workload.frozen_image();
+        let container = place.shim.run(place.pod(&workload, "freeze").managed()).await?;
         let frozen = freeze(&place, &container, &image).await;
         container.remove().await?;
         let (state, frozen) = frozen?;
         place.shim.pull(&image).await?;
-        Ok(Self { place, app, image, state, frozen })
-    }
-
-    /// The image that the freeze made.
-    pub(crate) fn image(&self) -> &str {
-        &self.image
+        Ok(Self { place, workload, state, frozen })
     }
 
     async fn thaw(&self, container: &Container, start: u64, answer: FirstAnswer) -> Result<Vec<Value>> {
@@ -66,21 +76,40 @@ impl Woodfrog {
         container.start().await?;
         let started = now_us();
         let answered = answer.at().await?;
-        let managed = self.managed(&container.id)?;
-        ensure!(
-            managed.state == "thawed",
-            "the container is {}, not thawed: {}",
-            managed.state,
-            managed.reason
-        );
+        let managed = self.with_all_memory(&container.id).await?;
+        let usage = self.place.usage(container.pid().await?)?;
         self.state.check(&self.place.node, container.ip())?;
-        let thaw = ms(managed.thaw_started_us, answered);
-        Ok(vec![
-            (Metric::Thaw, thaw),
+        let since = |us: u64| ms(managed.thaw_started_us, us);
+        let mut values = vec![
+            (Metric::Response, since(answered)),
+            (Metric::Restored, since(managed.thaw_done_us)),
+            (Metric::Full, since(managed.memory.map_or(managed.thaw_done_us, |memory| memory.nearly_us))),
             (Metric::Start, ms(start, answered)),
             (Metric::CreateCall, ms(start, created)),
             (Metric::StartCall, ms(created, started)),
-        ])
+        ];
+        values.extend(usage);
+        let phases = managed.thaw_phases.iter();
+        values.extend(phases.filter_map(|phase| Some((Metric::phase(&phase.name)?, phase.ms))));
+        Ok(values)
+    }
+
+    async fn with_all_memory(&self, id: &str) -> Result<Managed> {
+        let begin = Instant::now();
+        loop {
+            let managed = self.managed(id)?;
+            ensure!(
+                managed.state == "thawed",
+                "the container is {}, not thawed: {}",
+                managed.state,
+                managed.reason
+            );
+            if managed.memory.is_some() || !managed.memory_pending {
+                return Ok(managed);
+            }
+            ensure!(begin.elapsed() < PATIENCE, "its memory does not come");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     fn managed(&self, id: &str) -> Result<Managed> {
@@ -103,8 +132,8 @@ impl Contender for Woodfrog {
 
     async fn once(&self) -> Result<Vec<Value>> {
         let place = &self.place;
-        let mut spec = place.pod(self.app, "thaw");
-        spec.image.clone_from(&self.image);
+        let mut spec = place.pod(&self.workload, "thaw");
+        spec.image = self.workload.frozen_image();
         let pod = place.shim.sandbox(spec).await?;
         let answer = FirstAnswer::from(&place.node, pod.ip, PATIENCE);
         let start = now_us();
@@ -115,7 +144,7 @@ impl Contender for Woodfrog {
     }
 
     async fn clean(&self) -> Result<()> {
-        self.place.shim.remove_image(&self.image).await
+        self.place.shim.remove_image(&self.workload.frozen_image()).await
     }
 }
 

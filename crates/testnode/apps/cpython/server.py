@@ -1,6 +1,7 @@
 """A server with a good part of its memory in Python objects: server.py [MB]"""
 
 import html
+import itertools
 import json
 import sys
 import threading
@@ -38,7 +39,7 @@ class Handler(BaseHTTPRequestHandler):
         elif self.path == "/":
             rows = "".join(
                 f"<tr><td>{html.escape(key)}<td>{html.escape(record['name'])}<td>{record['price']:.2f}"
-                for key, record in list(server.records.items())[:50]
+                for key, record in itertools.islice(server.records.items(), 50)
             )
             body = f"<!doctype html><title>Catalogue</title><h1>{len(server.records)} items</h1><table>{rows}</table>\n"
         elif self.path == "/item":

@@ -21,7 +21,11 @@ let count = 0;
 
 const app = express();
 app.get('/', (request, response) => {
-  const rows = [...items].slice(0, 50).map(([key, item]) => `<tr><td>${key}<td>${item.name}<td>${item.price}`);
+  const rows = [];
+  for (const [key, item] of items) {
+    if (rows.length === 50) break;
+    rows.push(`<tr><td>${key}<td>${item.name}<td>${item.price}`);
+  }
   response.send(`<!doctype html><title>Catalogue</title><h1>${items.size} items</h1><table>${rows.join('')}</table>\n`);
 });
 app.get('/count', (request, response) => {

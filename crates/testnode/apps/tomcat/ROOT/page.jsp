@@ -5,7 +5,7 @@ record Item(String name, double price, List<String> tags, String text) {}
 public void jspInit() {
     String[] words = "wood frog freezes solid in winter and hops away when it thaws".split(" ");
     Map<String, Object> items = new LinkedHashMap<>();
-    for (int number = 0; number < 150_000; number++) {
+    for (int number = 0; number < 240_000; number++) {
         String word = words[number % words.length];
         List<String> tags = new ArrayList<>();
         for (int tag = 0; tag < 3 + number % 5; tag++) tags.add(words[tag] + "-" + number);

@@ -1,0 +1,190 @@
+//! Pictures (SVG) of what `woodfrog-bench thaw` measures.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use plotters::prelude::*;
+
+use crate::args::Mode;
+use crate::report::Metric;
+use crate::thaw::Measured;
+
+const SIZE: (u32, u32) = (900, 420);
+const FONT: (&str, u32) = ("sans-serif", 14);
+
+/// Draws all that there is something to draw for.
+pub(crate) fn draw(directory: &Path, all: &[Measured]) -> Result<()> {
+    std::fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
+    let (sized, applications): (Vec<&Measured>, Vec<&Measured>) =
+        all.iter().partition(|measured| measured.workload.megabytes().is_some());
+    if !applications.is_empty() {
+        responses(&directory.join("thaw-applications.svg"), &applications)?;
+    }
+    if !sized.is_empty() {
+        sizes(&directory.join("thaw-sizes.svg"), &sized)?;
+    }
+    phases(&directory.join("thaw-phases.svg"), &all.iter().collect::<Vec<_>>())
+}
+
+/// A group of bars for each application, a bar for each mode.
+fn responses(file: &Path, all: &[&Measured]) -> Result<()> {
+    let modes: Vec<Mode> = all[0].records.iter().map(|(mode, _)| *mode).collect();
+    let values = all.iter().flat_map(|measured| modes.iter().filter_map(|mode| response(measured, *mode)));
+    let top = values.fold(10.0, f64::max) * 1.3;
+    let root = SVGBackend::new(file, SIZE).into_drawing_area();
+    root.fill(&WHITE)?;
+    let mut chart = ChartBuilder::on(&root)
+        .caption("From the trigger to the first response (median)", ("sans-serif", 18))
+        .margin(10)
+        .x_label_area_size(30)
+        .y_label_area_size(60)
+        .build_cartesian_2d(0.0..all.len() as f64, (5.0..top).log_scale())?;
+    let name = |x: &f64| all.get(*x as usize).map_or(String::new(), |m| m.workload.name().to_owned());
+    chart
+        .configure_mesh()
+        .disable_x_mesh()
+        .x_labels(all.len() * 2 + 1)
+        .x_label_formatter(&|x| if (x.fract() - 0.5).abs() < 0.01 { name(x) } else { String::new() })
+        .y_label_formatter(&|ms| format!("{ms:.0} ms"))
+        .label_style(FONT)
+        .draw()?;
+    let width = 0.84 / modes.len() as f64;
+    for (index, mode) in modes.iter().enumerate() {
+        let bars = all.iter().enumerate().filter_map(|(group, measured)| {
+            let left = group as f64 + 0.08 + index as f64 * width;
+            let corners = [(left, 5.0), (left + width * 0.9, response(measured, *mode)?)];
+            Some(Rectangle::new(corners, colour(*mode).filled()))
+        });
+        chart
+            .draw_series(bars)?
+            .label(mode.name())
+            .legend(|(x, y)| Rectangle::new([(x, y - 5), (x + 10, y + 5)], colour(*mode).filled()));
+    }
+    legend(&mut chart)?;
+    root.present()?;
+    Ok(())
+}
+
+/// A line for each mode, over the size of a synthetic server.
+fn sizes(file: &Path, all: &[&Measured]) -> Result<()> {
+    let modes: Vec<Mode> = all[0].records.iter().map(|(mode, _)| *mode).collect();
+    let megabytes = |measured: &&&Measured| f64::from(measured.workload.megabytes().unwrap_or_default());
+    let (low, high) = all
+        .iter()
+        .map(|measured| megabytes(&measured))
+        .fold((f64::MAX, 1.0_f64), |(low, high), mb| (low.min(mb), high.max(mb)));
+    let values = all.iter().flat_map(|measured| modes.iter().filter_map(|mode| response(measured, *mode)));
+    let top = values.fold(10.0, f64::max) * 1.3;
+    let root = SVGBackend::new(file, SIZE).into_drawing_area();
+    root.fill(&WHITE)?;
+    let mut chart = ChartBuilder::on(&root)
+        .caption(
+            "First response of a synthetic server, by its memory and threads (median)",
+            ("sans-serif", 18),
+        )
+        .margin(10)
+        .x_label_area_size(40)
+        .y_label_area_size(60)
+        .build_cartesian_2d((low * 0.8..high * 1.25).log_scale(), (5.0..top).log_scale())?;
+    chart
+        .configure_mesh()
+        .x_desc("MB of memory")
+        .x_label_formatter(&|mb| format!("{mb:.0}"))
+        .y_label_formatter(&|ms| format!("{ms:.0} ms"))
+        .label_style(FONT)
+        .draw()?;
+    for mode in &modes {
+        let mut points: Vec<(f64, f64)> = all
+            .iter()
+            .filter_map(|measured| Some((megabytes(&measured), response(measured, *mode)?)))
+            .collect();
+        points.sort_by(|a, b| a.partial_cmp(b).unwrap_or(std::cmp::Ordering::Equal));
+        chart.draw_series(points.iter().map(|point| Circle::new(*point, 4, colour(*mode).filled())))?;
+        chart
+            .draw_series(LineSeries::new(points, colour(*mode).stroke_width(2)))?
+            .label(mode.name())
+            .legend(|(x, y)| Rectangle::new([(x, y - 5), (x + 10, y + 5)], colour(*mode).filled()));
+    }
+    legend(&mut chart)?;
+    root.present()?;
+    Ok(())
+}
+
+/// A bar of phases for each workload: where the milliseconds to the first response go.
+fn phases(file: &Path, all: &[&Measured]) -> Result<()> {
+    let bars: Vec<(&str, Vec<(&str, f64)>)> = all
+        .iter()
+        .filter_map(|measured| {
+            let median = |metric| measured.median(Mode::Copied, metric);
+            let mut parts: Vec<(&str, f64)> =
+                Metric::PHASES.iter().filter_map(|phase| Some((phase.title(), median(*phase)?))).collect();
+            let phases: f64 = parts.iter().map(|(_, ms)| ms).sum();
+            parts.push(("first response", (median(Metric::Response)? - phases).max(0.0)));
+            Some((measured.workload.name(), parts))
+        })
+        .collect();
+    let longest = bars.iter().map(|(_, parts)| parts.iter().map(|(_, ms)| ms).sum::<f64>());
+    let longest = longest.fold(1.0, f64::max);
+    let root = SVGBackend::new(file, (SIZE.0, 110 + 40 * bars.len() as u32)).into_drawing_area();
+    root.fill(&WHITE)?;
+    let mut chart = ChartBuilder::on(&root)
+        .caption("A thaw by its phases (medians)", ("sans-serif", 18))
+        .margin(10)
+        .x_label_area_size(30)
+        .y_label_area_size(150)
+        .build_cartesian_2d(0.0..longest * 1.25, 0.0..bars.len() as f64)?;
+    let name = |y: &f64| bars.get(*y as usize).map_or(String::new(), |(name, _)| (*name).to_owned());
+    chart
+        .configure_mesh()
+        .disable_y_mesh()
+        .y_labels(bars.len() * 2 + 1)
+        .x_label_formatter(&|ms| format!("{ms:.0} ms"))
+        .y_label_formatter(&|y| if (y.fract() - 0.5).abs() < 0.01 { name(y) } else { String::new() })
+        .label_style(FONT)
+        .draw()?;
+    let titles = Metric::PHASES.iter().map(|phase| phase.title()).chain(["first response"]);
+    for (index, title) in titles.enumerate() {
+        let colour = Palette99::pick(index).to_rgba();
+        let parts = bars.iter().enumerate().filter_map(|(row, (_, parts))| {
+            let part = parts.iter().position(|(other, _)| *other == title)?;
+            let left: f64 = parts[..part].iter().map(|(_, ms)| ms).sum();
+            let corners = [(left, row as f64 + 0.2), (left + parts[part].1, row as f64 + 0.8)];
+            Some(Rectangle::new(corners, colour.filled()))
+        });
+        chart
+            .draw_series(parts)?
+            .label(title)
+            .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 10, y + 5)], colour.filled()));
+    }
+    legend(&mut chart)?;
+    root.present()?;
+    Ok(())
+}
+
+fn legend<'a, X: plotters::coord::ranged1d::Ranged, Y: plotters::coord::ranged1d::Ranged>(
+    chart: &mut ChartContext<'a, SVGBackend<'a>, Cartesian2d<X, Y>>,
+) -> Result<()> {
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperRight)
+        .background_style(WHITE.mix(0.8))
+        .border_style(BLACK.mix(0.3))
+        .label_font(FONT)
+        .draw()?;
+    Ok(())
+}
+
+fn response(measured: &Measured, mode: Mode) -> Option<f64> {
+    measured.median(mode, Metric::Response)
+}
+
+const fn colour(mode: Mode) -> RGBColor {
+    match mode {
+        Mode::Cold => RGBColor(0x99, 0x99, 0x99),
+        Mode::Runc => RGBColor(0xc4, 0x4e, 0x52),
+        Mode::Containerd => RGBColor(0x93, 0x78, 0x60),
+        Mode::Criu => RGBColor(0xdd, 0x84, 0x52),
+        Mode::CriuLazy => RGBColor(0xcc, 0xb9, 0x74),
+        Mode::Copied => RGBColor(0x4c, 0x72, 0xb0),
+    }
+}
