@@ -12,6 +12,7 @@
 mod memory;
 mod pending;
 mod serve;
+mod wanted;
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};

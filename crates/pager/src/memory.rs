@@ -176,8 +176,12 @@ impl Memory {
             self.counts.zero_faults += 1;
             return self.give_zeros(page, write);
         };
+        let recording = self.wanted.is_some();
         let batch = if page == self.ahead.0 {
-            clip(run, page, page + (self.ahead.1 * 2).min(AHEAD))
+            clip(run, page, page + (self.ahead.1 * 2).min(if recording { AROUND } else { AHEAD }))
+        } else if recording {
+            // Nothing but what was asked for, so that the set is no larger than need be.
+            clip(run, page, page + PAGE)
         } else {
             let window = page & !(AROUND - 1);
             clip(run, window, window + AROUND)
@@ -196,8 +200,8 @@ impl Memory {
         Ok(Served::Well)
     }
 
-    /// Fills in up to `length` bytes that nobody has asked for yet, or says that there are none, or not yet.
-    pub(crate) fn fill(&mut self, length: u64) -> Result<Served, ServeError> {
+    /// Fills in up to `length` bytes of what is known to be wanted first; none if all of that is there.
+    pub(crate) fn fill_first(&mut self, length: u64) -> Result<Option<Served>, ServeError> {
         while let Some(span) = self.first.front().copied() {
             let end = span.start + span.length;
             let Some(run) = self.pending.from(span.start).filter(|run| run.start < end) else {
@@ -205,7 +209,15 @@ impl Memory {
                 continue;
             };
             let run = clip(run, run.start, end.min(run.start + length));
-            return self.bring(run.start, run.start + run.length);
+            return self.bring(run.start, run.start + run.length).map(Some);
+        }
+        Ok(None)
+    }
+
+    /// Fills in up to `length` bytes that nobody has asked for yet, or says that there are none, or not yet.
+    pub(crate) fn fill(&mut self, length: u64) -> Result<Served, ServeError> {
+        if let Some(served) = self.fill_first(length)? {
+            return Ok(served);
         }
         // Behind the cursor there may be what was moved there.
         let next = self.pending.from(self.cursor).or_else(|| self.pending.from(0));

@@ -26,6 +26,7 @@ use woodfrog_sys::userfault::Userfault;
 
 use crate::memory::{Counts, Memory, ServeError, Served};
 use crate::pending::{Pending, clip};
+use crate::wanted::batches;
 
 /// What is filled in unasked between two looks at what is asked for: while nobody asks, and while somebody does.
 const PIECE: u64 = 512 << 10;
@@ -280,6 +281,15 @@ impl Pager {
         }
         let busy = self.last_fault.is_some_and(|fault| fault.elapsed() < BUSY);
         let piece = if busy { SMALL_PIECE } else { PIECE };
+        if !matches!(self.criu, Criu::Finished) {
+            // Everything else would only be in CRIU's way.
+            for memory in &mut self.processes {
+                if let Some(served) = memory.fill_first(piece)? {
+                    return Ok(Some(served));
+                }
+            }
+            return Ok(None);
+        }
         // In turn.
         self.processes.rotate_left(usize::from(self.processes.len() > 1));
         let Some(memory) = self.processes.iter_mut().find(|memory| memory.pending.bytes() > 0) else {
@@ -305,7 +315,7 @@ impl Pager {
     fn note_wanted(&mut self) {
         for memory in &mut self.processes {
             if let Some(spans) = memory.wanted.take() {
-                self.wanted.push(Wanted { pid: memory.pid, spans });
+                self.wanted.push(Wanted { pid: memory.pid, spans: batches(&spans) });
             }
         }
     }

@@ -44,7 +44,6 @@ struct Managed {
     thaw_started_us: u64,
     thaw_done_us: u64,
     thaw_phases: Vec<Phase>,
-    memory_pending: bool,
     memory: Option<Memory>,
 }
 
@@ -76,14 +75,14 @@ impl Woodfrog {
         container.start().await?;
         let started = now_us();
         let answered = answer.at().await?;
-        let managed = self.with_all_memory(&container.id).await?;
+        let (managed, memory) = self.with_all_memory(&container.id).await?;
         let usage = self.place.usage(container.pid().await?)?;
         self.state.check(&self.place.node, container.ip())?;
         let since = |us: u64| ms(managed.thaw_started_us, us);
         let mut values = vec![
             (Metric::Response, since(answered)),
             (Metric::Restored, since(managed.thaw_done_us)),
-            (Metric::Full, since(managed.memory.map_or(managed.thaw_done_us, |memory| memory.nearly_us))),
+            (Metric::Full, since(memory.nearly_us)),
             (Metric::Start, ms(start, answered)),
             (Metric::CreateCall, ms(start, created)),
             (Metric::StartCall, ms(created, started)),
@@ -94,7 +93,7 @@ impl Woodfrog {
         Ok(values)
     }
 
-    async fn with_all_memory(&self, id: &str) -> Result<Managed> {
+    async fn with_all_memory(&self, id: &str) -> Result<(Managed, Memory)> {
         let begin = Instant::now();
         loop {
             let managed = self.managed(id)?;
@@ -104,8 +103,8 @@ impl Woodfrog {
                 managed.state,
                 managed.reason
             );
-            if managed.memory.is_some() || !managed.memory_pending {
-                return Ok(managed);
+            if let Some(memory) = managed.memory {
+                return Ok((managed, memory));
             }
             ensure!(begin.elapsed() < PATIENCE, "its memory does not come");
             tokio::time::sleep(Duration::from_millis(20)).await;
