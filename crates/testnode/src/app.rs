@@ -21,7 +21,7 @@ use crate::{
 pub enum App {
     /// CPython 3.14, about 190 MB resident. Argument: how many MB of objects (195).
     Cpython,
-    /// OpenJDK 25 with Tomcat 11 and its examples (at `/examples/`), about 330 MB resident.
+    /// OpenJDK 25 with Tomcat 11 and its examples (at `/examples/`), about 450 MB resident.
     Tomcat,
     /// Node.js 24 with Express, about 300 MB resident.
     Node,
