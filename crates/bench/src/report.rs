@@ -57,6 +57,8 @@ pub(crate) enum Metric {
     /// Phases of a thaw, from here on, see [`Metric::phase`].
     Prepare,
     /// See `Prepare`.
+    Volumes,
+    /// See `Prepare`.
     Check,
     /// See `Prepare`.
     Worker,
@@ -102,8 +104,16 @@ impl Metric {
         &[Self::Restored, Self::Response, Self::Full, Self::PrivateBytes, Self::Cpu];
 
     /// The phases of a thaw, in order.
-    pub(crate) const PHASES: [Self; 7] =
-        [Self::Prepare, Self::Check, Self::Worker, Self::Lease, Self::Restore, Self::Commit, Self::Resume];
+    pub(crate) const PHASES: [Self; 8] = [
+        Self::Prepare,
+        Self::Volumes,
+        Self::Check,
+        Self::Worker,
+        Self::Lease,
+        Self::Restore,
+        Self::Commit,
+        Self::Resume,
+    ];
 
     /// The phase that the agent calls so.
     pub(crate) fn phase(name: &str) -> Option<Self> {
@@ -139,6 +149,7 @@ impl Metric {
             Self::Threads => ("threads", "threads"),
             Self::Cpu => ("cpu_ms", "CPU"),
             Self::Prepare => ("prepare_ms", "prepare"),
+            Self::Volumes => ("volumes_ms", "volumes"),
             Self::Check => ("check_ms", "check"),
             Self::Worker => ("worker_ms", "worker"),
             Self::Lease => ("lease_ms", "lease"),

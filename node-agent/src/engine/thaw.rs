@@ -4,8 +4,8 @@
 //!   prepare   (from CreateContainer on) read the image, compare the node                ─┐
 //!   seat      (once the runtime has made PID 1) a process in its namespaces and cgroups  │
 //!   pager     (likewise) a process in its cgroups that brings the memory later           │
-//!   check     PID 1 of the running container against the image; rewrite what is its;     │ any failure:
-//!             beside it, lay out the volumes' contents (undone by any failure)           │ the init starts
+//!   volumes   lay out what the image carries (undone by any failure)                     │ any failure:
+//!   check     PID 1 of the running container against the image; rewrite what is its      │ the init starts
 //!   worker    CRIU in the seat                                                           │ the command
 //!   lease     the init will start nothing while CRIU (its pidfd) lives                   │
 //!   restore   … until all tasks are there and none runs                                 ─┤
@@ -161,20 +161,17 @@ pub async fn thaw(
     let Ready { prepared, seat, pager, scratch, .. } = preparation.complete(engine, link.pid).await?;
     watch.lap("prepare");
 
+    let (pid, carried) = (link.pid, prepared.clone());
+    let laid_out = spawn_blocking(move || lay_out_volumes(&carried, pid)).await??;
+    watch.lap("volumes");
+
+    // After the volumes, for it asks whether the container's user may open what lies there.
     let addresses = netns::addresses(link.pid).map_err(failed("read the pod's addresses"))?;
-    let volumes = {
-        let (prepared, pid) = (prepared.clone(), link.pid);
-        spawn_blocking(move || lay_out_volumes(&prepared, pid))
-    };
-    let images = {
+    let (images, work) = {
         let (prepared, devices) = (prepared.clone(), policy::spec_devices(&container.info.spec));
         let (pid, path, addresses) = (link.pid, scratch.path().to_owned(), addresses.clone());
-        spawn_blocking(move || image_directory(&prepared, pid, &devices, &addresses, &path))
+        spawn_blocking(move || image_directory(&prepared, pid, &devices, &addresses, &path)).await??
     };
-    // Both to their ends, whatever becomes of one: no cold start may find volumes half laid out.
-    let (laid_out, images) = tokio::join!(volumes, images);
-    let laid_out = laid_out??;
-    let (images, work) = images??;
     watch.lap("check");
 
     let mut setup = Setup::new(work).seat(seat).last_pid(highest_pid(&prepared)).avoid_breakpoints();
