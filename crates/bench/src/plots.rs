@@ -38,12 +38,13 @@ fn responses(file: &Path, all: &[&Measured]) -> Result<()> {
         .margin(10)
         .x_label_area_size(30)
         .y_label_area_size(60)
-        .build_cartesian_2d(0.0..all.len() as f64, (5.0..top).log_scale())?;
+        // Room for the legend on the right.
+        .build_cartesian_2d(0.0..all.len() as f64 + 0.8, (5.0..top).log_scale())?;
     let name = |x: &f64| all.get(*x as usize).map_or(String::new(), |m| m.workload.name().to_owned());
     chart
         .configure_mesh()
         .disable_x_mesh()
-        .x_labels(all.len() * 2 + 1)
+        .x_labels(all.len() * 2 + 2)
         .x_label_formatter(&|x| if (x.fract() - 0.5).abs() < 0.01 { name(x) } else { String::new() })
         .y_label_formatter(&|ms| format!("{ms:.0} ms"))
         .label_style(FONT)
@@ -60,7 +61,7 @@ fn responses(file: &Path, all: &[&Measured]) -> Result<()> {
             .label(mode.name())
             .legend(|(x, y)| Rectangle::new([(x, y - 5), (x + 10, y + 5)], colour(*mode).filled()));
     }
-    legend(&mut chart)?;
+    legend(&mut chart, SeriesLabelPosition::UpperRight)?;
     root.present()?;
     Ok(())
 }
@@ -105,7 +106,7 @@ fn sizes(file: &Path, all: &[&Measured]) -> Result<()> {
             .label(mode.name())
             .legend(|(x, y)| Rectangle::new([(x, y - 5), (x + 10, y + 5)], colour(*mode).filled()));
     }
-    legend(&mut chart)?;
+    legend(&mut chart, SeriesLabelPosition::UpperLeft)?;
     root.present()?;
     Ok(())
 }
@@ -156,17 +157,18 @@ fn phases(file: &Path, all: &[&Measured]) -> Result<()> {
             .label(title)
             .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 10, y + 5)], colour.filled()));
     }
-    legend(&mut chart)?;
+    legend(&mut chart, SeriesLabelPosition::UpperRight)?;
     root.present()?;
     Ok(())
 }
 
 fn legend<'a, X: plotters::coord::ranged1d::Ranged, Y: plotters::coord::ranged1d::Ranged>(
     chart: &mut ChartContext<'a, SVGBackend<'a>, Cartesian2d<X, Y>>,
+    position: SeriesLabelPosition,
 ) -> Result<()> {
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::UpperRight)
+        .position(position)
         .background_style(WHITE.mix(0.8))
         .border_style(BLACK.mix(0.3))
         .label_font(FONT)
