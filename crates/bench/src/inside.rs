@@ -87,10 +87,14 @@ pub(crate) fn restore(init: i32, images: &Path, lazy: bool) -> Result<Restored> 
         // It makes its socket only where none is.
         let socket = images.join("lazy-pages.socket");
         let _ = fs::remove_file(&socket);
-        server = Some(Criu::start(init, images, None, &["lazy-pages"], &[])?);
+        let started = Criu::start(init, images, None, &["lazy-pages"], &[])?;
         while !socket.exists() {
+            if started.child.try_wait()?.is_some() {
+                bail!("criu lazy-pages has ended: {}", fs::read_to_string(&started.log)?);
+            }
             std::thread::sleep(Duration::from_millis(1));
         }
+        server = Some(started);
         arguments.push("--lazy-pages");
     }
     let Started { started_us, done_us } = Criu::start(init, images, None, &arguments, &pipes)?.finish()?;

@@ -216,9 +216,6 @@ impl Memory {
 
     /// Fills in up to `length` bytes that nobody has asked for yet, or says that there are none, or not yet.
     pub(crate) fn fill(&mut self, length: u64) -> Result<Served, ServeError> {
-        if let Some(served) = self.fill_first(length)? {
-            return Ok(served);
-        }
         // Behind the cursor there may be what was moved there.
         let next = self.pending.from(self.cursor).or_else(|| self.pending.from(0));
         let Some(run) = next else { return Ok(Served::Well) };

@@ -281,14 +281,16 @@ impl Pager {
         }
         let busy = self.last_fault.is_some_and(|fault| fault.elapsed() < BUSY);
         let piece = if busy { SMALL_PIECE } else { PIECE };
-        if !matches!(self.criu, Criu::Finished) {
-            // Everything else would only be in CRIU's way.
-            for memory in &mut self.processes {
-                if let Some(served) = memory.fill_first(piece)? {
-                    return Ok(Some(served));
-                }
+        let mut first = None;
+        for memory in &mut self.processes {
+            first = memory.fill_first(piece)?.or(first);
+            if first == Some(Served::Well) {
+                return Ok(first);
             }
-            return Ok(None);
+        }
+        // While CRIU is at work, everything else would only be in its way.
+        if first.is_some() || !matches!(self.criu, Criu::Finished) {
+            return Ok(first);
         }
         // In turn.
         self.processes.rotate_left(usize::from(self.processes.len() > 1));
