@@ -10,8 +10,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use woodfrog_image::{
-    CheckpointRecord, Compatibility, FileRecord, Listener, Process, Source, VolumeKind, VolumeRecord, labels,
-    sha256,
+    CheckpointRecord, Compatibility, FileRecord, Listener, PageFileRecord, Process, Source, VolumeKind,
+    VolumeRecord, labels, sha256,
 };
 
 const OCI: &str = "application/vnd.oci.image";
@@ -105,7 +105,7 @@ fn record(change: impl FnOnce(&mut Compatibility)) -> CheckpointRecord {
         after_restore: Vec::new(),
         pod_addresses: Vec::new(),
         files: Vec::new(),
-        memory: vec![file("pages-1.img", 5 << 20)],
+        memory: vec![PageFileRecord { name: "pages-1.img".into(), size: 5 << 20 }],
         volumes: vec![VolumeRecord {
             mount_path: "/cache".into(),
             kind: VolumeKind::EmptyDir,

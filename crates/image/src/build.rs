@@ -23,12 +23,13 @@ use tempfile::NamedTempFile;
 use crate::archive::{Entry, Kind, Time};
 use crate::base::BaseImage;
 use crate::config;
+use crate::counting::Counting;
 use crate::diff::{self, DiffError, DiffOptions, DiffReport};
 use crate::digest;
 use crate::hashing::Hashing;
 use crate::labels;
 use crate::layer::{self, Compression, Layer};
-use crate::record::{CheckpointRecord, FileRecord, RecordError, VolumeRecord};
+use crate::record::{CheckpointRecord, FileRecord, PageFileRecord, RecordError, VolumeRecord};
 use crate::store::{BlobStore, StoreError};
 use crate::volume::{self, VolumeError, VolumeReport, VolumeSource};
 
@@ -208,7 +209,7 @@ impl<'s> ImageBuilder<'s> {
             for directory in &directories {
                 archive.append(directory).map_err(write)?;
             }
-            let mut reader = Hashing::new(file, |read| {
+            let mut reader = Counting::new(file, |read| {
                 if let Some(progress) = &progress {
                     progress(before + read);
                 }
@@ -219,11 +220,10 @@ impl<'s> ImageBuilder<'s> {
                 return Err(failed(source));
             }
             copied.map_err(write)?;
-            let (digest, read) = reader.finish();
-            if read != size {
+            if reader.read != size {
                 return Err(BuildError::Changed { path: path.to_owned() });
             }
-            Ok(FileRecord { name: name.clone(), size, digest })
+            Ok(PageFileRecord { name: name.clone(), size })
         })?;
         self.memory.push(layer);
         self.record.memory.push(file);
@@ -307,7 +307,7 @@ impl<'s> ImageBuilder<'s> {
             for (recorded, path) in files.chain(volumes) {
                 let failed = |source| BuildError::Read { path: path.to_owned(), source };
                 let content = File::open(path).map_err(failed)?;
-                let mut reader = Hashing::new(content, |_| ());
+                let mut reader = Hashing::new(content);
                 let copied = archive.append_file(&file(&recorded.name, recorded.size), &mut reader);
                 if let Some(source) = reader.failed.take() {
                     return Err(failed(source));

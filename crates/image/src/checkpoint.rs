@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::digest::sha256_of;
 use crate::labels;
 use crate::layer;
-use crate::record::{CheckpointRecord, FileRecord, MAX_BYTES, RecordError};
+use crate::record::{CheckpointRecord, MAX_BYTES, RecordError};
 
 /// What an image's labels say, if it is a checkpoint image. A node needs no more to know that it is one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -171,25 +171,29 @@ impl CheckpointRecord {
     pub fn check_files(&self, open: impl Fn(&str) -> io::Result<File>) -> Result<(), FileError> {
         let archives = self.volumes.iter().map(|volume| &volume.archive);
         for file in self.files.iter().chain(archives) {
-            let opened = check_size(file, &open)?;
+            let opened = check_size(&file.name, file.size, &open)?;
             let failed = |source| FileError::Read { name: file.name.clone(), source };
             if sha256_of(opened).map_err(failed)? != file.digest {
                 return Err(FileError::Digest { name: file.name.clone() });
             }
         }
-        self.memory.iter().try_for_each(|file| check_size(file, &open).map(drop))
+        self.memory.iter().try_for_each(|file| check_size(&file.name, file.size, &open).map(drop))
     }
 }
 
-fn check_size(file: &FileRecord, open: &impl Fn(&str) -> io::Result<File>) -> Result<File, FileError> {
-    let failed = |source| FileError::Read { name: file.name.clone(), source };
-    let opened = open(&file.name).map_err(failed)?;
+fn check_size(
+    name: &str,
+    expected: u64,
+    open: &impl Fn(&str) -> io::Result<File>,
+) -> Result<File, FileError> {
+    let failed = |source| FileError::Read { name: name.to_owned(), source };
+    let opened = open(name).map_err(failed)?;
     let metadata = opened.metadata().map_err(failed)?;
     if !metadata.is_file() {
         return Err(failed(io::Error::other("it is not a regular file")));
     }
-    if metadata.len() != file.size {
-        return Err(FileError::Size { name: file.name.clone(), expected: file.size, found: metadata.len() });
+    if metadata.len() != expected {
+        return Err(FileError::Size { name: name.to_owned(), expected, found: metadata.len() });
     }
     Ok(opened)
 }

@@ -1,5 +1,5 @@
 //! Digests as registries write them (`sha256:` and 64 hexadecimal digits), and hashing beside the work:
-//! a layer's bytes are hashed up to three times (file, layer, compressed layer), so each hash has a thread.
+//! a layer's bytes are hashed twice (as they are, and compressed), files of the state once more, so each hash has a thread.
 //! `ring` hashes, for on CPUs without SHA instructions its assembly is 1.7 times as fast as `sha2`.
 
 use std::io::{self, Read};

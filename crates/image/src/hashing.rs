@@ -8,28 +8,26 @@ use crate::digest::HashThread;
 
 /// A reader whose bytes are hashed as they pass, and whose own errors are told from the writer's.
 #[derive(Debug)]
-pub(crate) struct Hashing<P> {
+pub(crate) struct Hashing {
     file: File,
     pending: Vec<u8>,
     hash: HashThread,
     read: u64,
-    progress: P,
     /// Why reading failed.
     pub(crate) failed: Option<io::Error>,
 }
 
-impl<P: FnMut(u64)> Hashing<P> {
+impl Hashing {
     const BLOCK: usize = 1 << 20;
 
-    pub(crate) fn new(file: File, progress: P) -> Self {
+    pub(crate) fn new(file: File) -> Self {
         let pending = Vec::with_capacity(Self::BLOCK);
-        Self { file, pending, hash: HashThread::start(), read: 0, progress, failed: None }
+        Self { file, pending, hash: HashThread::start(), read: 0, failed: None }
     }
 
     fn pass_on(&mut self) {
         let block = std::mem::replace(&mut self.pending, Vec::with_capacity(Self::BLOCK));
         self.hash.update(Arc::new(block));
-        (self.progress)(self.read);
     }
 
     /// The digest of what was read, and how much it was.
@@ -39,7 +37,7 @@ impl<P: FnMut(u64)> Hashing<P> {
     }
 }
 
-impl<P: FnMut(u64)> Read for Hashing<P> {
+impl Read for Hashing {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = match self.file.read(buffer) {
             Err(e) if e.kind() != io::ErrorKind::Interrupted => {

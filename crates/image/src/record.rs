@@ -81,7 +81,7 @@ pub struct CheckpointRecord {
     pub files: Vec<FileRecord>,
     /// The page files, one a memory layer.
     #[serde(default)]
-    pub memory: Vec<FileRecord>,
+    pub memory: Vec<PageFileRecord>,
     /// Contents of volumes that the image carries.
     #[serde(default)]
     pub volumes: Vec<VolumeRecord>,
@@ -167,6 +167,17 @@ pub struct FileRecord {
     pub size: u64,
     /// `sha256:` and 64 hexadecimal digits.
     pub digest: String,
+}
+
+/// A page file. It has no digest of its own: nobody reads all of it before a thaw, the layer that holds nothing else has one,
+/// and a further hash would cost a freeze as much CPU time as the compression.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PageFileRecord {
+    /// Its name in the checkpoint's directory.
+    pub name: String,
+    /// Bytes.
+    pub size: u64,
 }
 
 /// What sort of volume was carried.
