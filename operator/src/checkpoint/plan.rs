@@ -188,8 +188,13 @@ impl<'a> Planner<'a> {
         if matches!(status.phase, Some(Phase::Ready | Phase::Failed)) {
             return;
         }
-        let agent = self.checkpoint.status.as_ref().and_then(|status| status.agent.as_ref());
-        for pushed in agent.iter().flat_map(|agent| &agent.pushed) {
+        let Some(old) = &self.checkpoint.status else { return };
+        let instruction = old.instruction.as_ref();
+        for pushed in old.agent.iter().flat_map(|agent| &agent.pushed) {
+            // What is in the history is deleted some day, with the Checkpoint's secret.
+            if !instruction.is_some_and(|instruction| is_target(instruction, &pushed.image)) {
+                continue;
+            }
             let known = status.containers.iter().map(|current| &current.digest);
             if !known
                 .chain(status.history.iter().map(|past| &past.digest))
@@ -400,7 +405,22 @@ impl<'a> Planner<'a> {
     fn follow(&mut self, agent: &AgentStatus) {
         let deadlines = self.checkpoint.spec.deadlines.clone();
         match agent.phase {
-            AgentPhase::Done => return self.succeed(&agent.containers),
+            AgentPhase::Done => {
+                let instruction = self.plan.status.instruction.as_ref();
+                let foreign = agent.containers.iter().find(|container| {
+                    !instruction.is_some_and(|instruction| is_target(instruction, &container.image))
+                });
+                return match foreign {
+                    None => self.succeed(&agent.containers),
+                    Some(container) => {
+                        let message = format!(
+                            "the node agent says that it made the image {:?}, which is none of those that it was told to make",
+                            container.image
+                        );
+                        self.fail(CheckpointReason::FreezeFailed, message);
+                    }
+                };
+            }
             AgentPhase::Failed => return self.fail(reason(agent), said(agent)),
             AgentPhase::Refused => return self.fail(CheckpointReason::PodReplaced, said(agent)),
             _ if agent.heartbeat.as_ref().is_some_and(|beat| self.is_past(beat.0, SILENCE)) => {
@@ -624,6 +644,11 @@ impl<'a> Planner<'a> {
     fn note(&mut self, warning: bool, reason: &str, text: String) {
         self.plan.notes.push(Note { warning, reason: reason.to_owned(), text });
     }
+}
+
+/// Whether an image is one that the agent was told to make: any other one is not the Checkpoint's to name or to delete.
+fn is_target(instruction: &Instruction, image: &str) -> bool {
+    instruction.containers.iter().any(|target| target.image == image)
 }
 
 pub(super) fn elapsed(since: Timestamp, now: Timestamp) -> Duration {

@@ -333,6 +333,28 @@ fn what_is_pushed_while_the_source_changes_or_the_attempt_fails_is_known() {
 }
 
 #[test]
+fn images_that_the_agent_was_not_told_to_make_never_come_into_the_history() {
+    let mut world = World::of_a_template();
+    world.checkpoint.spec.retries = 0;
+    world.instructed();
+    let foreign = ["r.example/other:warm", "r.example/web:live", "evil.example/web:warm"];
+    let pushed = foreign.map(|image| json!({ "name": "app", "image": image, "digest": "sha256:foreign" }));
+    world.agent_says(json!({ "phase": "Pushing", "pushed": pushed }));
+    assert_eq!(world.look().status.history, []);
+    // Nor do they become its images, which would be history one day.
+    let mut made = pushed[0].clone();
+    for bytes in ["layerBytes", "compressedBytes", "memoryBytes", "freezeMs"] {
+        made[bytes] = 1.into();
+    }
+    world.agent_says(json!({ "phase": "Done", "pushed": pushed, "containers": [made] }));
+    let plan = world.look();
+    assert_eq!(plan.status.phase, Some(Phase::Failed));
+    assert_eq!((plan.status.history.len(), plan.status.containers.len()), (0, 0));
+    let message = &plan.status.conditions.iter().find(|c| c.type_ == "Ready").unwrap().message;
+    assert!(message.contains("r.example/other:warm"), "{message}");
+}
+
+#[test]
 fn a_pod_that_ends_or_vanishes_fails_the_attempt() {
     let mut world = World::of_a_template();
     world.instructed();
