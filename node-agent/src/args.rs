@@ -57,6 +57,9 @@ pub struct RunArgs {
     /// The CRIU program.
     #[arg(long, env = "WOODFROG_CRIU", default_value = "/usr/sbin/criu")]
     pub criu: PathBuf,
+    /// Name of the process whose connections are probes, which do not wake a dormant container (repeatable).
+    #[arg(long, value_name = "NAME", default_values = ["kubelet", "k3s", "k0s", "rke2"])]
+    pub kubelet: Vec<String>,
     /// What brings memory to thawed applications; default: `woodfrog-pager` beside this binary.
     #[arg(long)]
     pub pager: Option<PathBuf>,

@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod activator;
 pub mod adapters;
 pub mod args;
 mod control;

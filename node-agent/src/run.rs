@@ -11,13 +11,14 @@ use woodfrog_criu::Toolchain;
 use woodfrog_image::Compatibility;
 use woodfrog_protocol::paths;
 
+use crate::activator::Activator;
 use crate::adapters::containerd::Containerd;
 use crate::adapters::registry::Registries;
 use crate::args::{Command, RunArgs, ShimArgs};
 use crate::control;
 use crate::engine::pager::PagerProgram;
 use crate::engine::working_sets::WorkingSets;
-use crate::engine::{Dirs, Engine};
+use crate::engine::{Dirs, Engine, Means};
 use crate::server;
 
 /// Runs until SIGTERM or SIGINT.
@@ -56,7 +57,10 @@ async fn agent(args: RunArgs) -> Result<()> {
     let sets = args.state_dir.join("working-sets");
     let working_sets =
         WorkingSets::open(sets.clone()).with_context(|| format!("cannot use {}", sets.display()))?;
-    let engine = Engine::new(runtime, Arc::new(Registries), Arc::new(criu), pager, working_sets, node, dirs);
+    let activator = Activator::probe(args.kubelet).await;
+    let activator = activator.inspect_err(|e| warn!("no container can be dormant here: {e}")).ok();
+    let means = Means { criu: Arc::new(criu), pager, activator, node };
+    let engine = Engine::new(runtime, Arc::new(Registries), means, working_sets, dirs);
     engine.adopt().await?;
     let listener =
         server::bind(&args.socket).with_context(|| format!("cannot listen on {}", args.socket.display()))?;

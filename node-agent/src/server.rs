@@ -113,6 +113,9 @@ async fn answer(
         Some(request::Kind::Log(name)) => {
             engine.find(&name.container).map(|c| response::Kind::Log(Log { lines: c.log() }))
         }
+        Some(request::Kind::Wake(wake)) => {
+            engine.wake(&wake.container, &wake.reason).await.map(response::Kind::Started)
+        }
         None => Err(EngineError::Unknown),
     };
     result.unwrap_or_else(|e| {

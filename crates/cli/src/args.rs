@@ -38,6 +38,7 @@ Examples:
   woodfrog ps
   woodfrog check shop/web
   woodfrog freeze shop/web --image registry.example/shop/web:warm
+  woodfrog wake shop/web
   woodfrog inspect registry.example/shop/web:warm --output json";
 
 /// How results are written.
@@ -63,6 +64,11 @@ pub(crate) enum Action {
     Inspect(Inspect),
     /// Show what the node agent did with a container, oldest first
     Logs {
+        /// The container
+        container: String,
+    },
+    /// Wake a dormant container, and say how long that took
+    Wake {
         /// The container
         container: String,
     },

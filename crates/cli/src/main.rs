@@ -1,7 +1,7 @@
 //! `woodfrog`: what happens to the managed containers of this node, and the word to freeze one.
 //!
 //! ```text
-//!   args ──► ps, freeze, check, logs ──► client ──agent.sock──► node-agent
+//!   args ──► ps, freeze, check, logs, wake ──► client ──agent.sock──► node-agent
 //!        ├─► node ──► woodfrog-installer ──► systemd, kubelet's configuration
 //!        └─► inspect ──► woodfrog-image (registry), woodfrog-criu (image files)
 //!                   all ──► output (tables, JSON)
@@ -20,6 +20,7 @@ mod node;
 mod output;
 mod progress;
 mod ps;
+mod wake;
 
 use std::process::ExitCode;
 
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         Action::Check(check) => check::run(socket, format, check),
         Action::Inspect(inspect) => inspect::run(format, inspect),
         Action::Logs { container } => logs::run(socket, format, container),
+        Action::Wake { container } => wake::run(socket, format, container),
         Action::Node(node) => node::run(format, node),
     };
     done.unwrap_or_else(|failure| failure.report())

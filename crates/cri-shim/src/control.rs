@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use woodfrog_protocol::frame::{self, FrameError, HEADER};
+use woodfrog_protocol::frame::{self, FrameError};
 use woodfrog_protocol::init::{Command, Start};
 use woodfrog_protocol::paths;
 
@@ -102,13 +102,7 @@ impl ControlDirs {
             path: path.clone(),
             source,
         })?;
-        let decode = || {
-            let header =
-                bytes.first_chunk::<HEADER>().ok_or_else(|| FrameError::Decode("cut short".into()))?;
-            let end = HEADER + frame::payload_len(header)?;
-            frame::decode(bytes.get(HEADER..end).ok_or_else(|| FrameError::Decode("cut short".into()))?)
-        };
-        decode().map_err(|source| ControlError::Frame { path, source })
+        frame::whole(&bytes).map_err(|source| ControlError::Frame { path, source })
     }
 
     /// Removes a directory, if it is there.

@@ -119,6 +119,7 @@ async fn prepare(
         start: start as i32,
         hello_timeout_ms: deadlines::HELLO.as_millis() as u32,
         thaw_timeout_ms: deadlines::THAW.as_millis() as u32,
+        annotations: plan::standby(request),
     };
     let seccomp = seccomp_profile(shim, config, names).await;
     let creating = shim.dirs.create(&command)?;

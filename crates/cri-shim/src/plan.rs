@@ -1,5 +1,6 @@
 //! Whether a container can be managed, and the command that it would have run: pure decisions on the request.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use k8s_cri::v1::{ContainerConfig, CreateContainerRequest, LinuxContainerSecurityContext, NamespaceMode};
@@ -42,6 +43,13 @@ impl Names {
 pub(crate) fn annotated(request: &CreateContainerRequest) -> bool {
     let sandbox = request.sandbox_config.as_ref();
     sandbox.and_then(|s| s.annotations.get(paths::MANAGED_ANNOTATION)).is_some_and(|value| value == "true")
+}
+
+/// What the pod says of how its containers stand by.
+pub(crate) fn standby(request: &CreateContainerRequest) -> BTreeMap<String, String> {
+    let annotations = request.sandbox_config.iter().flat_map(|sandbox| &sandbox.annotations);
+    let said = annotations.filter(|(key, _)| paths::STANDBY.contains(&key.as_str()));
+    said.map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
 /// What speaks against managing this container.

@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use woodfrog_protocol::frame::{self, FrameError, HEADER};
+use woodfrog_protocol::frame::{self, FrameError};
 use woodfrog_protocol::init::{Command as Wire, Start};
 use woodfrog_sys::pid1::start;
 
@@ -23,8 +23,6 @@ pub(crate) enum CommandError {
     Read { path: String, source: io::Error },
     #[error("{path}: {source}")]
     Frame { path: String, source: FrameError },
-    #[error("{path}: not one whole frame")]
-    Length { path: String },
     #[error("{path}: no command in it")]
     Empty { path: String },
     #[error("{path}: a NUL byte in the command")]
@@ -63,13 +61,9 @@ impl Command {
     pub(crate) fn read(path: &Path) -> Result<Self, CommandError> {
         let name = || path.display().to_string();
         let bytes = std::fs::read(path).map_err(|source| CommandError::Read { path: name(), source })?;
-        let header = bytes.first_chunk::<HEADER>().ok_or_else(|| CommandError::Length { path: name() })?;
-        let frame_error = |source| CommandError::Frame { path: name(), source };
-        if bytes.len() != HEADER + frame::payload_len(header).map_err(frame_error)? {
-            return Err(CommandError::Length { path: name() });
-        }
-        let wire: Wire = frame::decode(&bytes[HEADER..]).map_err(frame_error)?;
-        let thaw = wire.start() == Start::Thaw;
+        let wire: Wire =
+            frame::whole(&bytes).map_err(|source| CommandError::Frame { path: name(), source })?;
+        let thaw = wire.start() != Start::Cold;
         let argv: Vec<CString> = wire
             .argv
             .into_iter()

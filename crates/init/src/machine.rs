@@ -6,10 +6,11 @@
 //!            ┌─────▼─────┐ Welcome{COLD}, StartCold, no Welcome or no lease in time
 //!            │  Waiting  ├─────────────────────────────────────────┐
 //!            └─────┬─────┘                                         │
-//!     RequestLease │ LeaseGranted (once)                           │
+//!                  ├─── Welcome{DORMANT} ─► Dormant ── StartCold ──┤
+//!     RequestLease │ LeaseGranted (once) ◄────┘ ▲                  │
 //!            ┌─────▼─────┐  abort: connection lost, StartCold,     │
 //!            │  Leased   │  deadline; then CRIU's end is awaited   │
-//!            └─────┬─────┘                                         │
+//!            └─────┬─────┘  (after Sleep: Dormant)                 │
 //!     Commit{pid}  │ Committed    ├── no living root, or StartCold:┤
 //!     Done         │              │   kill the rest; if not ───┐   │
 //!            ┌─────▼─────┐        │                            │ ┌─▼─────────┐
@@ -19,6 +20,8 @@
 //!                  ▼                                           ▼   ▼
 //!                 exit                                       137  exit
 //! ```
+//!
+//! Sleep makes a thawed application Dormant: all of it is killed, and init waits for the next lease without a deadline.
 //!
 //! Signals go to the application as if it were PID 1. They are held back while it is being dumped, and from Commit
 //! on until it is known to run; before that there is no application, and those that ask a program to end, end init.
@@ -79,6 +82,7 @@ pub(crate) trait World {
 #[derive(Debug)]
 enum Phase {
     Waiting { hello_until: Instant, thaw_until: Option<Instant> },
+    Dormant,
     Leased(Lease),
     Running(Application),
 }
@@ -94,6 +98,8 @@ struct Lease {
     ended: Option<Exit>,
     /// Why the thaw was given up.
     abort: Option<String>,
+    /// What comes after a thaw that was given up: sleep, or the cold start.
+    sleep: bool,
 }
 
 #[derive(Debug)]
@@ -122,6 +128,8 @@ pub(crate) struct Machine<W> {
     /// A cold start that the agent has not heard of.
     untold: Option<Started>,
     held: Vec<i32>,
+    /// Generation of the application that sleeps.
+    slept: u64,
 }
 
 impl<W: World> Machine<W> {
@@ -130,7 +138,7 @@ impl<W: World> Machine<W> {
         let phase = Phase::Waiting { hello_until: now + hello_timeout, thaw_until: None };
         // Held signals are coalesced, so that there is room for all and holding one does not allocate.
         let held = Vec::with_capacity(64);
-        Self { world, hello_timeout, thaw_timeout, phase, welcomed: false, untold: None, held }
+        Self { world, hello_timeout, thaw_timeout, phase, welcomed: false, untold: None, held, slept: 0 }
     }
 
     /// Starts the command.
@@ -162,6 +170,7 @@ impl<W: World> Machine<W> {
     pub(crate) fn connected(&mut self) {
         let (state, application_pid, generation) = match &self.phase {
             Phase::Waiting { .. } => (State::Waiting, 0, 0),
+            Phase::Dormant => (State::Dormant, 0, self.slept),
             Phase::Leased(lease) => (State::Leased, lease.root.unwrap_or(0), 0),
             Phase::Running(a) if a.thawed => (State::Thawed, a.pid, a.generation),
             Phase::Running(a) => (State::Cold, a.pid, 0),
@@ -190,6 +199,8 @@ impl<W: World> Machine<W> {
             Phase::Leased(_) => {
                 self.abort("the connection to the node agent was lost during the thaw".into(), now)
             }
+            // Whatever comes for it is held until there is an agent again.
+            Phase::Dormant => Continue(()),
             Phase::Running(_) => {
                 self.end_dump();
                 Continue(())
@@ -203,18 +214,22 @@ impl<W: World> Machine<W> {
             Told::Welcome(welcome) => {
                 self.welcomed = true;
                 self.tell_start();
-                if let Phase::Waiting { thaw_until, .. } = &mut self.phase {
-                    if welcome.start() == Start::Cold {
+                match (&mut self.phase, welcome.start()) {
+                    (Phase::Waiting { .. } | Phase::Dormant, Start::Cold) => {
                         return self.cold("the node agent asked for a cold start");
                     }
-                    thaw_until.get_or_insert(now + self.thaw_timeout);
+                    (Phase::Waiting { thaw_until, .. }, Start::Thaw) => {
+                        thaw_until.get_or_insert(now + self.thaw_timeout);
+                    }
+                    (Phase::Waiting { .. }, Start::Dormant) => self.phase = Phase::Dormant,
+                    _ => {}
                 }
             }
             Told::RequestLease(_) => self.lease(fd, now),
             Told::Commit(commit) => self.commit(commit.pid),
             Told::Done(done) => return self.done(done.generation, done.image_digest),
             Told::StartCold(reason) => match &mut self.phase {
-                Phase::Waiting { .. } => return self.cold(&reason.message),
+                Phase::Waiting { .. } | Phase::Dormant => return self.cold(&reason.message),
                 Phase::Leased(lease) => {
                     // The agent has heard how CRIU ended: a root that lives all the same is only half restored.
                     lease.root = None;
@@ -230,6 +245,17 @@ impl<W: World> Machine<W> {
                 }
             }
             Told::EndDump(_) => self.end_dump(),
+            Told::Sleep(reason) => match &mut self.phase {
+                Phase::Leased(lease) => {
+                    (lease.root, lease.sleep) = (None, true);
+                    return self.abort(reason.message, now);
+                }
+                Phase::Running(application) if application.thawed && !application.dumping => {
+                    self.slept = application.generation;
+                    return self.sleep();
+                }
+                Phase::Waiting { .. } | Phase::Dormant | Phase::Running(_) => {}
+            },
             // Its descriptor is what counts.
             Told::Pager(_) => {}
             // The end of PID 1 kills all that is in its namespace, more surely than kill(2) could.
@@ -242,10 +268,11 @@ impl<W: World> Machine<W> {
         let refusal = match (&self.phase, &worker) {
             (Phase::Leased(_), _) => "the lease is out already",
             (Phase::Running(_), _) => "the application runs already",
-            (Phase::Waiting { .. }, None) => "no pidfd came with the request",
-            (Phase::Waiting { .. }, Some(_)) => {
+            (Phase::Waiting { .. } | Phase::Dormant, None) => "no pidfd came with the request",
+            (Phase::Waiting { .. } | Phase::Dormant, Some(_)) => {
                 let until = now + self.thaw_timeout;
-                self.phase = Phase::Leased(Lease { until, worker, root: None, ended: None, abort: None });
+                let (root, ended, abort, sleep) = (None, None, None, false);
+                self.phase = Phase::Leased(Lease { until, worker, root, ended, abort, sleep });
                 self.world.say(Say::LeaseGranted(Empty {}));
                 return;
             }
@@ -264,7 +291,7 @@ impl<W: World> Machine<W> {
                 return;
             }
             Phase::Leased(_) => "not a PID of an application",
-            Phase::Waiting { .. } | Phase::Running(_) => "there is no lease",
+            Phase::Waiting { .. } | Phase::Dormant | Phase::Running(_) => "there is no lease",
         };
         self.world.say(Say::LeaseRefused(Reason { message: refusal.into() }));
     }
@@ -282,7 +309,7 @@ impl<W: World> Machine<W> {
             Phase::Running(a) if a.thawed => {
                 (a.generation, a.image, a.doubted_until) = (generation, image, None);
             }
-            Phase::Waiting { .. } | Phase::Running(_) => {}
+            Phase::Waiting { .. } | Phase::Dormant | Phase::Running(_) => {}
         }
         Continue(())
     }
@@ -299,10 +326,14 @@ impl<W: World> Machine<W> {
 
     /// Once a thaw is given up and CRIU is gone, nothing but what is there decides.
     fn settle(&mut self, now: Instant) -> Flow {
-        let Phase::Leased(Lease { worker: None, root, ended, abort: Some(reason), .. }) = &mut self.phase
+        let Phase::Leased(Lease { worker: None, root, ended, abort: Some(reason), sleep, .. }) =
+            &mut self.phase
         else {
             return Continue(());
         };
+        if *sleep {
+            return self.sleep();
+        }
         let reason = std::mem::take(reason);
         if let (Some(pid), None) = (*root, *ended)
             && self.world.look(pid) == Child::Alive
@@ -319,12 +350,29 @@ impl<W: World> Machine<W> {
     }
 
     fn cold_again(&mut self, reason: &str) -> Flow {
-        if !self.world.clear() {
-            self.world
-                .complain(&format!("{reason}; what is left of it cannot be killed, so the container ends"));
-            return Break(KILLED);
-        }
+        self.clear(reason)?;
         self.cold(reason)
+    }
+
+    /// Ends what there is of an application, and waits for the next thaw.
+    fn sleep(&mut self) -> Flow {
+        self.world.close_api_clients();
+        self.clear("told to sleep")?;
+        if let Some(signal) = self.held.iter().copied().find(|&signal| asks_to_end(signal)) {
+            return Break(128 + signal as u8);
+        }
+        self.held.clear();
+        self.phase = Phase::Dormant;
+        self.world.say(Say::Asleep(Empty {}));
+        Continue(())
+    }
+
+    fn clear(&mut self, reason: &str) -> Flow {
+        if self.world.clear() {
+            return Continue(());
+        }
+        self.world.complain(&format!("{reason}; what is left of it cannot be killed, so the container ends"));
+        Break(KILLED)
     }
 
     /// The descriptor of CRIU, to poll for its end.
@@ -333,7 +381,7 @@ impl<W: World> Machine<W> {
             Phase::Leased(Lease { worker, .. }) | Phase::Running(Application { worker, .. }) => {
                 worker.as_ref()
             }
-            Phase::Waiting { .. } => None,
+            Phase::Waiting { .. } | Phase::Dormant => None,
         }
         .map(AsFd::as_fd)
     }
@@ -341,7 +389,7 @@ impl<W: World> Machine<W> {
     /// CRIU has ended.
     pub(crate) fn worker_ended(&mut self, now: Instant) -> Flow {
         match &mut self.phase {
-            Phase::Waiting { .. } => Continue(()),
+            Phase::Waiting { .. } | Phase::Dormant => Continue(()),
             Phase::Leased(lease) => {
                 lease.worker = None;
                 if lease.root.is_none() && lease.abort.is_none() {
@@ -396,7 +444,7 @@ impl<W: World> Machine<W> {
             // Some of it may run already.
             Phase::Leased(Lease { root: Some(_), .. }) => self.cold_again(LOST),
             Phase::Leased(_) => self.abort(LOST.into(), now),
-            Phase::Waiting { .. } | Phase::Running(_) => Continue(()),
+            Phase::Waiting { .. } | Phase::Dormant | Phase::Running(_) => Continue(()),
         }
     }
 
@@ -413,8 +461,10 @@ impl<W: World> Machine<W> {
                 }
                 Continue(())
             }
-            Phase::Waiting { .. } | Phase::Leased(_) if asks_to_end(signal) => Break(128 + signal as u8),
-            Phase::Waiting { .. } | Phase::Leased(_) => Continue(()),
+            Phase::Waiting { .. } | Phase::Dormant | Phase::Leased(_) if asks_to_end(signal) => {
+                Break(128 + signal as u8)
+            }
+            Phase::Waiting { .. } | Phase::Dormant | Phase::Leased(_) => Continue(()),
             Phase::Running(application) => {
                 self.world.kill(application.pid, signal);
                 Continue(())
@@ -443,7 +493,7 @@ impl<W: World> Machine<W> {
             Phase::Waiting { thaw_until: Some(until), .. } if self.welcomed => Some(*until),
             Phase::Waiting { hello_until, .. } => Some(*hello_until),
             Phase::Leased(lease) => Some(lease.until),
-            Phase::Running(_) => None,
+            Phase::Dormant | Phase::Running(_) => None,
         }
     }
 
@@ -469,7 +519,7 @@ impl<W: World> Machine<W> {
             Phase::Leased(_) => {
                 self.abort(format!("the thaw took more than {} ms", self.thaw_timeout.as_millis()), now)
             }
-            Phase::Running(_) => Continue(()),
+            Phase::Dormant | Phase::Running(_) => Continue(()),
         }
     }
 
@@ -477,7 +527,7 @@ impl<W: World> Machine<W> {
     /// let go must not be told the generation of before.
     pub(crate) fn api_rests(&self) -> bool {
         match &self.phase {
-            Phase::Waiting { .. } => false,
+            Phase::Waiting { .. } | Phase::Dormant => false,
             Phase::Leased(lease) => lease.root.is_some(),
             Phase::Running(application) => application.dumping,
         }
@@ -500,7 +550,7 @@ impl<W: World> Machine<W> {
     pub(crate) fn generation(&self) -> (u64, &str) {
         match &self.phase {
             Phase::Running(application) => (application.generation, &application.image),
-            Phase::Waiting { .. } | Phase::Leased(_) => (0, ""),
+            Phase::Waiting { .. } | Phase::Dormant | Phase::Leased(_) => (0, ""),
         }
     }
 }

@@ -12,7 +12,7 @@ pub use crate::init::Empty;
 #[derive(Clone, PartialEq, Message)]
 pub struct Request {
     /// The question.
-    #[prost(oneof = "request::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "request::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
     pub kind: Option<request::Kind>,
 }
 
@@ -49,6 +49,9 @@ pub mod request {
         /// From the command: what the agent did with a container, oldest first. Answered with `Log`.
         #[prost(message, tag = "9")]
         Log(ContainerName),
+        /// From the command and the shim: wake this container. Answered with `Started` once it is awake.
+        #[prost(message, tag = "10")]
+        Wake(Wake),
     }
 }
 
@@ -130,6 +133,17 @@ pub struct ContainerName {
     /// `NAMESPACE/POD/CONTAINER`.
     #[prost(string, tag = "1")]
     pub container: String,
+}
+
+/// See [`request::Kind::Wake`].
+#[derive(Clone, PartialEq, Eq, Hash, Message)]
+pub struct Wake {
+    /// See [`ContainerName::container`].
+    #[prost(string, tag = "1")]
+    pub container: String,
+    /// Who asks, for the log: a few words.
+    #[prost(string, tag = "2")]
+    pub reason: String,
 }
 
 /// Freeze containers together, each into an image of its own.
@@ -298,7 +312,7 @@ pub struct Container {
     /// Reference of its image.
     #[prost(string, tag = "5")]
     pub image: String,
-    /// `created`, `waiting`, `thawing`, `thawed`, `cold`, `freezing` or `exited`.
+    /// `created`, `waiting`, `dormant`, `thawing`, `thawed`, `cold`, `freezing` or `exited`.
     #[prost(string, tag = "6")]
     pub state: String,
     /// Why it started cold though its image is a checkpoint image; empty otherwise.
@@ -331,6 +345,9 @@ pub struct Container {
     /// How its memory came after its thaw; none before all of it is there, and if all came during the thaw.
     #[prost(message, optional, tag = "16")]
     pub memory: Option<MemoryReport>,
+    /// How often it woke from being dormant.
+    #[prost(uint64, tag = "17")]
+    pub wakes: u64,
 }
 
 /// How the memory of a thawed application came.

@@ -78,6 +78,16 @@ pub fn decode<M: Message + Default>(payload: &[u8]) -> Result<M, FrameError> {
     M::decode(payload).map_err(|e| FrameError::Decode(e.to_string()))
 }
 
+/// The message in bytes that are one whole frame, such as a file.
+///
+/// # Errors
+/// Any [`FrameError`].
+pub fn whole<M: Message + Default>(bytes: &[u8]) -> Result<M, FrameError> {
+    let length = || FrameError::Decode(format!("{} bytes are not one whole frame", bytes.len()));
+    let header = bytes.first_chunk::<HEADER>().ok_or_else(length)?;
+    if bytes.len() == HEADER + payload_len(header)? { decode(&bytes[HEADER..]) } else { Err(length()) }
+}
+
 /// Collects bytes as they come and gives out whole messages.
 #[derive(Debug, Default)]
 pub struct Decoder {

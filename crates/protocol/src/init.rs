@@ -6,6 +6,7 @@
 //!    ├───────────────────────────────────►│
 //!    │            Welcome{start} + API listener
 //!    │◄───────────────────────────────────┤ start = COLD: init starts the command
+//!    │                                    │ start = DORMANT: init waits as long as it takes
 //!    │   RequestLease + pidfd of CRIU     │ start = THAW: init waits
 //!    │◄───────────────────────────────────┤
 //!    │ LeaseGranted                       │ one lease: to the thaw or to the cold start
@@ -26,6 +27,8 @@
 //! If the agent goes away between `LeaseGranted` and `Done`, init waits for the end of CRIU (its pidfd) and starts
 //! cold, unless the committed process lives on as its child.
 
+use std::collections::BTreeMap;
+
 use prost::{Enumeration, Message, Oneof};
 
 /// The command that a container would have run, written by the shim for init: the file `command.bin`.
@@ -43,6 +46,9 @@ pub struct Command {
     /// How long a thaw may take from the lease on, in milliseconds.
     #[prost(uint32, tag = "4")]
     pub thaw_timeout_ms: u32,
+    /// For the agent: those of the pod's annotations that say how its containers stand by (see [`crate::paths::STANDBY`]).
+    #[prost(btree_map = "string, string", tag = "5")]
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// How a container's life begins.
@@ -53,6 +59,8 @@ pub enum Start {
     Cold = 0,
     /// The agent thaws; the command is started only if it does not.
     Thaw = 1,
+    /// Nothing is started until the agent thaws, whenever that is.
+    Dormant = 2,
 }
 
 /// What init is doing.
@@ -67,13 +75,15 @@ pub enum State {
     Cold = 2,
     /// The application was restored.
     Thawed = 3,
+    /// No application until the agent brings one.
+    Dormant = 4,
 }
 
 /// From init to the agent.
 #[derive(Clone, PartialEq, Message)]
 pub struct FromInit {
     /// What is said.
-    #[prost(oneof = "from_init::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "from_init::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
     pub kind: Option<from_init::Kind>,
 }
 
@@ -110,6 +120,9 @@ pub mod from_init {
         /// A thawed application has all of its memory: nothing of the thaw is left.
         #[prost(message, tag = "9")]
         MemoryComplete(Empty),
+        /// Answers `Sleep`: nothing of the application is left.
+        #[prost(message, tag = "10")]
+        Asleep(Empty),
     }
 }
 
@@ -117,7 +130,7 @@ pub mod from_init {
 #[derive(Clone, PartialEq, Message)]
 pub struct ToInit {
     /// What is said.
-    #[prost(oneof = "to_init::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "to_init::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
     pub kind: Option<to_init::Kind>,
 }
 
@@ -154,6 +167,9 @@ pub mod to_init {
         /// Memory comes later; the socket of whoever brings it comes with this.
         #[prost(message, tag = "9")]
         Pager(Empty),
+        /// End the application, or give a thaw up that failed, and be dormant.
+        #[prost(message, tag = "10")]
+        Sleep(Reason),
     }
 }
 
@@ -181,7 +197,7 @@ pub struct Hello {
     /// PID of the application inside the container, 0 if none runs.
     #[prost(int32, tag = "3")]
     pub application_pid: i32,
-    /// Generation of the application (see [`Done`]), 0 after a cold start.
+    /// Generation of the application (see [`Done`]), or of the one before if it is dormant; 0 after a cold start.
     #[prost(uint64, tag = "4")]
     pub generation: u64,
     /// Whether init already has the listener of the application's API.

@@ -30,6 +30,14 @@ pub const RESTORE_JSON: &str = "restore.json";
 pub const TOKEN_ANNOTATION: &str = "dev.woodfrog/token";
 /// Pod annotation (`"true"`) that puts a pod's containers under Woodfrog.
 pub const MANAGED_ANNOTATION: &str = "woodfrog.dev/managed";
+/// Pod annotations that say how containers from checkpoint images stand by. The shim hands them on, the agent reads them.
+pub const STANDBY: [&str; 3] = [STANDBY_ANNOTATION, IDLE_TIMEOUT_ANNOTATION, MIN_AWAKE_TIME_ANNOTATION];
+/// `Awake` (the default), or `Dormant`.
+pub const STANDBY_ANNOTATION: &str = "woodfrog.dev/standby";
+/// After how long without traffic they fall asleep again, such as `30s` or `5m`; without it they stay awake.
+pub const IDLE_TIMEOUT_ANNOTATION: &str = "woodfrog.dev/idle-timeout";
+/// How long they stay awake at least, likewise.
+pub const MIN_AWAKE_TIME_ANNOTATION: &str = "woodfrog.dev/min-awake-time";
 
 /// Whether `token` is one that the shim makes: 32 lower-case hexadecimal digits. Checked before a token that came
 /// from outside becomes part of a path.

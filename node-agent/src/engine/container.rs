@@ -11,6 +11,7 @@ use woodfrog_protocol::agent::{LogLine, MemoryReport, Outcome, Phase};
 use woodfrog_protocol::paths;
 
 use super::runtime::ContainerInfo;
+use super::standby::{self, Standby};
 
 /// How many log lines are kept for a container.
 const LOG_LINES: usize = 200;
@@ -20,6 +21,8 @@ const LOG_LINES: usize = 200;
 /// ```text
 ///   Created ──hello──► Waiting ──lease──► Thawing ──done──► Thawed ─┐
 ///      │                  │                  │                      ├─► Exited
+///      ├──► Dormant ───wake────────────────►┤   ▲                  │
+///      │       ▲ asleep                     │   └─ idle ─► Dormant ┤
 ///      └──── cold ────────┴──────────────────┴──────────► Cold ─────┘
 ///                                          (Freezing is Cold or Thawed with a dump under way)
 /// ```
@@ -29,6 +32,8 @@ pub enum Phasing {
     Created,
     /// Its init waits for a thaw.
     Waiting,
+    /// No application until something wakes it.
+    Dormant,
     /// A thaw is under way.
     Thawing,
     /// Its application was restored.
@@ -45,6 +50,7 @@ impl Phasing {
         match self {
             Self::Created => "created",
             Self::Waiting => "waiting",
+            Self::Dormant => "dormant",
             Self::Thawing => "thawing",
             Self::Thawed => "thawed",
             Self::Cold => "cold",
@@ -78,6 +84,8 @@ pub struct Life {
     pub thaw_phases: Vec<Phase>,
     /// When its thaw began and ended, microseconds of CLOCK_MONOTONIC.
     pub thaw_us: (u64, u64),
+    /// How often it woke.
+    pub wakes: u64,
 }
 
 impl Life {
@@ -85,6 +93,7 @@ impl Life {
     pub fn outcome(&self) -> Option<Outcome> {
         match self.phasing {
             Phasing::Thawed => Some(Outcome::Thawed),
+            Phasing::Dormant => Some(Outcome::Dormant),
             Phasing::Cold | Phasing::Exited => Some(Outcome::Cold),
             _ => None,
         }
@@ -100,6 +109,8 @@ pub enum Order {
     EndDump,
     /// Kill the application; the init exits with 0.
     Stop,
+    /// Wake it, for this reason; an order of no effect if it is awake.
+    Wake(String),
 }
 
 /// A managed container.
@@ -113,6 +124,8 @@ pub struct Container {
     pub info: ContainerInfo,
     /// Whether its image is a checkpoint image.
     pub checkpoint_image: bool,
+    /// How it sleeps; none: it does not.
+    pub standby: Option<Standby>,
     life: watch::Sender<Life>,
     log: Mutex<VecDeque<LogLine>>,
     orders: mpsc::Sender<Order>,
@@ -139,16 +152,23 @@ impl Container {
             memory: None,
             thaw_phases: Vec::new(),
             thaw_us: (0, 0),
+            wakes: 0,
         };
+        let dir = containers_dir.join(token);
+        let standby = standby::read(&dir);
         let container = Self {
             token: token.into(),
-            dir: containers_dir.join(token),
+            dir,
             info,
             checkpoint_image,
+            standby: standby.clone().unwrap_or_default(),
             life: watch::Sender::new(life),
             log: Mutex::default(),
             orders,
         };
+        if let Err(e) = standby {
+            container.note(format!("it stays awake: {e}"));
+        }
         (container, receiver)
     }
 

@@ -42,6 +42,9 @@ pub enum EngineError {
     /// The runtime did not answer or does not know.
     #[error(transparent)]
     Runtime(RuntimeError),
+    /// Its init has not connected, or is not asked anything any more.
+    #[error("{0}")]
+    NoConnection(String),
     /// A freeze failed.
     #[error(transparent)]
     Freeze(Box<FreezeError>),
@@ -62,6 +65,7 @@ impl EngineError {
         match self {
             Self::Unknown => "unknown_request",
             Self::Token(_) | Self::NoContainer(_) | Self::Ambiguous { .. } => "no_container",
+            Self::NoConnection(_) => "no_connection",
             Self::ControlDirectory { .. } => "control_directory",
             Self::Runtime(_) => "runtime",
             Self::Freeze(e) => e.category(),

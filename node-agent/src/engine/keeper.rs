@@ -25,7 +25,7 @@ use super::container::{Container, Order, Phasing};
 use super::link::{Link, LinkError};
 use super::pager::Pager;
 use super::preparation::Preparation;
-use super::thaw::{self, Thawed};
+use super::thaw::{self, ThawError, Thawed};
 use super::{Engine, hooks};
 
 /// The socket on which a container's init is awaited.
@@ -65,6 +65,7 @@ pub async fn keep(
     let mut preparation = None;
     if let (Some(engine), Some(container)) = (engine.upgrade(), container.upgrade())
         && container.checkpoint_image
+        && container.standby.is_none()
     {
         preparation = Some(Preparation::begin(&engine, &container));
     }
@@ -130,9 +131,9 @@ async fn follow(engine: Arc<Engine>, container: Weak<Container>, digest: String,
     }
 }
 
-struct Keeper<'a> {
-    engine: &'a Arc<Engine>,
-    container: &'a Arc<Container>,
+pub(super) struct Keeper<'a> {
+    pub(super) engine: &'a Arc<Engine>,
+    pub(super) container: &'a Arc<Container>,
 }
 
 impl Keeper<'_> {
@@ -148,6 +149,12 @@ impl Keeper<'_> {
             (life.init, life.warm, life.memory_pending) = (link.pid, hello.warm, hello.memory_pending);
         });
         let preparation = preparation.take();
+        if let Some(standby) = self.container.standby
+            && self.container.checkpoint_image
+            && matches!(hello.state(), State::Waiting | State::Dormant | State::Thawed)
+        {
+            return self.stand_by(link, &hello, standby, orders).await;
+        }
         match hello.state() {
             State::Waiting if self.container.checkpoint_image => {
                 self.welcome(&link, &hello, Start::Thaw).await?;
@@ -157,7 +164,9 @@ impl Keeper<'_> {
                 self.thaw(&mut link, preparation).await?;
             }
             // An init that is leased settles by itself whether the thaw came about, and says so.
-            State::Waiting | State::Leased => self.welcome(&link, &hello, Start::Cold).await?,
+            State::Waiting | State::Leased | State::Dormant => {
+                self.welcome(&link, &hello, Start::Cold).await?
+            }
             State::Cold | State::Thawed => {
                 self.welcome(&link, &hello, Start::Cold).await?;
                 self.container.update(|life| {
@@ -183,7 +192,7 @@ impl Keeper<'_> {
         }
     }
 
-    async fn welcome(&self, link: &Link, hello: &Hello, start: Start) -> Result<(), LinkError> {
+    pub(super) async fn welcome(&self, link: &Link, hello: &Hello, start: Start) -> Result<(), LinkError> {
         let welcome = to_init::Kind::Welcome(Welcome { start: start.into() });
         if hello.has_api {
             return link.send(welcome, None).await;
@@ -192,7 +201,30 @@ impl Keeper<'_> {
         link.send(welcome, Some(api.as_fd())).await
     }
 
-    async fn thaw(&self, link: &mut Link, preparation: Preparation) -> Result<(), LinkError> {
+    pub(super) async fn thaw(&self, link: &mut Link, preparation: Preparation) -> Result<(), LinkError> {
+        match self.try_thaw(link, preparation).await? {
+            Ok(()) => Ok(()),
+            Err(e) => self.start_cold(link, &e).await,
+        }
+    }
+
+    /// Starts the command, for this reason.
+    pub(super) async fn start_cold(&self, link: &Link, why: &ThawError) -> Result<(), LinkError> {
+        let message = why.to_string();
+        self.container.note(format!("cold start: {message}"));
+        for detail in why.details() {
+            self.container.note(detail);
+        }
+        self.container.update(|life| life.reason = message.clone());
+        link.send(to_init::Kind::StartCold(Reason { message }), None).await
+    }
+
+    /// Thaws; the inner error if that did not come about, and the init waits for what is to be done instead.
+    pub(super) async fn try_thaw(
+        &self,
+        link: &mut Link,
+        preparation: Preparation,
+    ) -> Result<Result<(), ThawError>, LinkError> {
         self.container.update(|life| life.phasing = Phasing::Thawing);
         match thaw::thaw(self.engine, self.container, link, preparation).await {
             Ok(Thawed {
@@ -225,21 +257,17 @@ impl Keeper<'_> {
                     .note(format!("thawed in {ms:.1} ms ({}), generation {generation}", times.join(", ")));
                 let after: Vec<_> = after_restore.iter().map(hooks::runnable).collect();
                 hooks::after_restore(&*self.engine.runtime, self.container, &after).await;
-                Ok(())
+                Ok(Ok(()))
             }
-            Err(e) => {
-                let message = e.to_string();
-                self.container.note(format!("cold start: {message}"));
-                for detail in e.details() {
-                    self.container.note(detail);
-                }
-                self.container.update(|life| life.reason = message.clone());
-                link.send(to_init::Kind::StartCold(Reason { message }), None).await
-            }
+            Err(e) => Ok(Err(e)),
         }
     }
 
-    async fn attend(&self, link: &mut Link, orders: &mut mpsc::Receiver<Order>) -> Result<(), LinkError> {
+    pub(super) async fn attend(
+        &self,
+        link: &mut Link,
+        orders: &mut mpsc::Receiver<Order>,
+    ) -> Result<(), LinkError> {
         loop {
             tokio::select! {
                 said = link.next() => match said? {
@@ -272,6 +300,8 @@ impl Keeper<'_> {
                         begun?;
                     }
                     Some(Order::EndDump) => link.send(to_init::Kind::EndDump(Default::default()), None).await?,
+                    // It is awake.
+                    Some(Order::Wake(_)) => {}
                     Some(Order::Stop) => {
                         link.send(to_init::Kind::Stop(Exiting { code: 0 }), None).await?;
                     }

@@ -11,6 +11,7 @@ pub mod error;
 pub mod freeze;
 pub mod hooks;
 pub mod http;
+mod images;
 pub mod keeper;
 pub mod link;
 pub mod netns;
@@ -22,6 +23,8 @@ pub mod prepared;
 pub mod publish;
 pub mod restore_json;
 pub mod runtime;
+mod sleep;
+pub mod standby;
 pub mod thaw;
 pub mod tree;
 pub mod unix;
@@ -42,7 +45,8 @@ use woodfrog_protocol::agent::{
 };
 use woodfrog_protocol::paths;
 
-use container::{Container, Phasing};
+use crate::activator::Activator;
+use container::{Container, Order, Phasing};
 pub use error::EngineError;
 use pager::PagerProgram;
 use publish::Publisher;
@@ -60,6 +64,18 @@ pub struct Dirs {
     pub scratch: PathBuf,
 }
 
+/// What this node can do.
+pub struct Means {
+    /// CRIU.
+    pub criu: Arc<Toolchain>,
+    /// None: a thaw copies all memory first.
+    pub pager: Option<Arc<PagerProgram>>,
+    /// None: no container can be dormant.
+    pub activator: Option<Arc<Activator>>,
+    /// What it can thaw.
+    pub node: Compatibility,
+}
+
 /// The engine of one node.
 pub struct Engine {
     /// The container runtime.
@@ -68,6 +84,9 @@ pub struct Engine {
     criu: Arc<Toolchain>,
     /// None: a thaw copies all memory first.
     pager: Option<Arc<PagerProgram>>,
+    /// None: no container can be dormant.
+    activator: Option<Arc<Activator>>,
+    images: images::Images,
     working_sets: WorkingSets,
     /// What this node can thaw.
     pub node: Compatibility,
@@ -80,21 +99,23 @@ impl Engine {
     pub fn new(
         runtime: Arc<dyn Runtime>,
         publisher: Arc<dyn Publisher>,
-        criu: Arc<Toolchain>,
-        pager: Option<Arc<PagerProgram>>,
+        means: Means,
         working_sets: WorkingSets,
-        node: Compatibility,
         dirs: Dirs,
     ) -> Arc<Self> {
+        let Means { criu, pager, activator, node } = means;
+        let (images, containers) = Default::default();
         Arc::new(Self {
             runtime,
             publisher,
             criu,
             pager,
+            activator,
+            images,
             working_sets,
             node,
             dirs,
-            containers: Mutex::default(),
+            containers,
         })
     }
 
@@ -152,6 +173,21 @@ impl Engine {
     pub async fn await_start(&self, token: &str) -> Result<Started, EngineError> {
         let container = self.lock().get(token).cloned().ok_or_else(|| EngineError::Token(token.into()))?;
         let life = container.started().await;
+        Ok(Started { outcome: life.outcome().unwrap_or(Outcome::Unknown).into(), reason: life.reason })
+    }
+
+    /// Wakes a container and waits until it is awake.
+    ///
+    /// # Errors
+    /// No such container, or no connection to its init.
+    pub async fn wake(&self, name: &str, reason: &str) -> Result<Started, EngineError> {
+        let container = self.find(name)?;
+        if matches!(container.life().phasing, Phasing::Created | Phasing::Waiting | Phasing::Dormant) {
+            container.order(Order::Wake(reason.into())).map_err(EngineError::NoConnection)?;
+        }
+        let awake =
+            |life: &container::Life| life.outcome().is_some_and(|outcome| outcome != Outcome::Dormant);
+        let life = container.when(awake).await;
         Ok(Started { outcome: life.outcome().unwrap_or(Outcome::Unknown).into(), reason: life.reason })
     }
 
@@ -227,6 +263,11 @@ impl Engine {
         Ok(task.await.map_err(|_| EngineError::Panic)??)
     }
 
+    /// Tokens of the containers that there are.
+    fn tokens(&self) -> Vec<String> {
+        self.lock().keys().cloned().collect()
+    }
+
     fn by_id(&self, id: &str) -> Option<Arc<Container>> {
         self.lock().values().find(|c| c.info.id == id).cloned()
     }
@@ -267,6 +308,7 @@ fn listed(container: &Container) -> Listed {
         thaw_done_us: life.thaw_us.1,
         memory_pending: life.memory_pending,
         memory: life.memory,
+        wakes: life.wakes,
     }
 }
 

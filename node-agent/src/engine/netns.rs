@@ -8,17 +8,68 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use nix::ifaddrs::getifaddrs;
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
 
 /// Runs `work` in the network namespace of process `pid`.
-pub(super) fn within<T: Send>(pid: i32, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-    let namespace = File::open(format!("/proc/{pid}/ns/net"))?;
+///
+/// # Errors
+/// Those of `work`; the process has ended, or the kernel refuses.
+pub fn within<T, E>(pid: i32, work: impl FnOnce() -> Result<T, E> + Send) -> Result<T, E>
+where
+    T: Send,
+    E: From<io::Error> + Send,
+{
+    inside(&of(pid)?, work)
+}
+
+/// The network namespace of process `pid`, which lives on with this if the process ends.
+///
+/// # Errors
+/// The process has ended.
+pub fn of(pid: i32) -> io::Result<File> {
+    File::open(format!("/proc/{pid}/ns/net"))
+}
+
+/// Runs `work` in a network namespace.
+///
+/// # Errors
+/// Those of `work`, or the kernel refuses.
+pub fn inside<T, E>(namespace: &File, work: impl FnOnce() -> Result<T, E> + Send) -> Result<T, E>
+where
+    T: Send,
+    E: From<io::Error> + Send,
+{
+    in_thread(move || Ok(setns(namespace, CloneFlags::CLONE_NEWNET)?), work)
+}
+
+/// Runs `work` in a new network namespace, which ends with it.
+///
+/// # Errors
+/// Those of `work`, or the kernel refuses.
+pub fn within_new<T, E>(work: impl FnOnce() -> Result<T, E> + Send) -> Result<T, E>
+where
+    T: Send,
+    E: From<io::Error> + Send,
+{
+    in_thread(|| Ok(unshare(CloneFlags::CLONE_NEWNET)?), work)
+}
+
+fn in_thread<T, E>(
+    enter: impl FnOnce() -> io::Result<()> + Send,
+    work: impl FnOnce() -> Result<T, E> + Send,
+) -> Result<T, E>
+where
+    T: Send,
+    E: From<io::Error> + Send,
+{
     std::thread::scope(|scope| {
         let thread = scope.spawn(move || {
-            setns(namespace, CloneFlags::CLONE_NEWNET)?;
+            enter()?;
             work()
         });
-        thread.join().unwrap_or_else(|_| Err(io::Error::other("a thread in a network namespace panicked")))
+        thread
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("a thread in a network namespace panicked").into()))
     })
 }
 
@@ -28,14 +79,15 @@ pub(super) fn within<T: Send>(pid: i32, work: impl FnOnce() -> io::Result<T> + S
 /// The process has ended, or the kernel refuses.
 pub fn addresses(pid: i32) -> io::Result<Vec<IpAddr>> {
     let mut found: Vec<IpAddr> = within(pid, || {
-        let all = getifaddrs()?.filter_map(|i| i.address);
-        Ok(all
-            .filter_map(|a| match (a.as_sockaddr_in(), a.as_sockaddr_in6()) {
+        let all = getifaddrs().map_err(io::Error::from)?.filter_map(|i| i.address);
+        Ok::<_, io::Error>(
+            all.filter_map(|a| match (a.as_sockaddr_in(), a.as_sockaddr_in6()) {
                 (Some(v4), _) => Some(IpAddr::V4(v4.ip())),
                 (_, Some(v6)) => Some(IpAddr::V6(v6.ip())),
                 _ => None,
             })
-            .collect())
+            .collect(),
+        )
     })?;
     found.retain(|ip| match ip {
         IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local(),

@@ -16,7 +16,7 @@ use super::container::Container;
 use super::pager::Pager;
 use super::prepared::Prepared;
 use super::thaw::{ThawError, failed};
-use super::{Engine, cgroups};
+use super::{Engine, cgroups, images};
 
 /// A thaw's work ahead of its container's start. Given up when it is dropped.
 #[derive(Debug)]
@@ -47,6 +47,14 @@ impl Preparation {
         Self { work: AbortOnDropHandle::new(tokio::spawn(work)), init }
     }
 
+    /// Of a container whose image has been read, and whose init is process `init`.
+    pub fn of(engine: &Arc<Engine>, prepared: Arc<Prepared>, init: i32) -> Self {
+        let (connected, _) = oneshot::channel();
+        let engine = engine.clone();
+        let work = async move { furnish(&engine, prepared, take(&engine, init).await?).await };
+        Self { work: AbortOnDropHandle::new(tokio::spawn(work)), init: connected }
+    }
+
     /// What was made for the init, which has connected and whose PID is known.
     ///
     /// # Errors
@@ -75,15 +83,8 @@ async fn prepare(
     connected: oneshot::Receiver<i32>,
 ) -> Result<Ready, ThawError> {
     let taken = async { take(&engine, pid1(&engine, &container, connected).await?).await };
-    let (prepared, taken) = tokio::try_join!(image(&engine, &container), taken)?;
-    furnish(&engine, Arc::new(prepared), taken).await
-}
-
-async fn image(engine: &Arc<Engine>, container: &Container) -> Result<Prepared, ThawError> {
-    let id = &container.info.id;
-    let (layers, image) = tokio::try_join!(engine.runtime.layers(id), engine.runtime.image(id))?;
-    let engine = engine.clone();
-    Ok(spawn_blocking(move || Prepared::read(&layers, image.digest, &engine.node)).await??)
+    let (prepared, taken) = tokio::try_join!(images::read(&engine, &container), taken)?;
+    furnish(&engine, prepared, taken).await
 }
 
 /// Once the runtime tells of PID 1, or it connects: a runtime that is restarted tells nothing.

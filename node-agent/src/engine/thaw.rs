@@ -205,7 +205,8 @@ pub async fn thaw(
     let application = restore.restored().await?;
     watch.lap("restore");
 
-    let generation = prepared.record.generation + 1;
+    // One that has slept goes on counting.
+    let generation = prepared.record.generation.max(container.life().generation) + 1;
     let committed = async {
         restore_file(container, link.pid, &prepared, addresses, generation)
             .and_then(|file| file.write(&container.control(paths::RESTORE_JSON)))

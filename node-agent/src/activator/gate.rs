@@ -1,0 +1,274 @@
+//! The gate of one container: shut while it sleeps, ajar while it is awake and may fall asleep again.
+//!
+//! ```text
+//!   shut    first packets to its ports are held: knock ─► … awake … ─► release
+//!   ajar    SYNs from the node are looked at, to tell kubelet's probes from traffic, and let through at once
+//!   gone    no rules
+//! ```
+
+use std::convert::Infallible;
+use std::fs::File;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use tokio::task::{JoinError, spawn_blocking};
+use tracing::debug;
+
+use super::kubelet;
+use super::listeners::Listeners;
+use super::packet::Packet;
+use super::queue::Queue;
+use super::responder::{self, Responder};
+use super::rules::{Backend, Matches, PREFIX, Rules, RulesError};
+use crate::engine::netns;
+
+/// Why packets cannot be held.
+#[derive(Debug, thiserror::Error)]
+pub enum GateError {
+    /// The rules.
+    #[error(transparent)]
+    Rules(#[from] RulesError),
+    /// The queue, the responder, or the way into the pod's network namespace.
+    #[error("the pod's network namespace: {0}")]
+    Io(#[from] io::Error),
+    /// A bug.
+    #[error("the agent failed inside: {0}")]
+    Panic(#[from] JoinError),
+}
+
+/// What all gates of a node need.
+#[derive(Debug)]
+pub struct Activator {
+    backend: Backend,
+    /// Names of processes whose connections are probes.
+    kubelet: Vec<String>,
+}
+
+/// Who wants a container awake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Knock {
+    /// Where the packet came from.
+    pub from: SocketAddr,
+    /// Where it goes.
+    pub to: SocketAddr,
+}
+
+/// See the module's documentation. When it is dropped its rules stay: what matches them is dropped until there is a gate
+/// again.
+#[derive(Debug)]
+pub struct Gate {
+    activator: Arc<Activator>,
+    namespace: Arc<File>,
+    rules: Rules,
+    queue: Queue,
+    _responder: Responder,
+    /// The newest packet that was read.
+    newest: u32,
+    /// Somebody came while nobody asked.
+    knocked: Option<Knock>,
+    /// Connections of kubelet's that were let through while ajar.
+    pub probes: u64,
+}
+
+impl Activator {
+    /// Finds out how this node's kernel holds packets. `kubelet`: names of the processes whose connections are probes.
+    ///
+    /// # Errors
+    /// It does not: no container can be dormant here.
+    pub async fn probe(kubelet: Vec<String>) -> Result<Arc<Self>, GateError> {
+        let backend =
+            spawn_blocking(|| netns::within_new(|| Ok::<_, GateError>(Backend::probe()?))).await??;
+        Ok(Arc::new(Self { backend, kubelet }))
+    }
+
+    /// A gate in the network namespace of process `pid`, for the container with this token. It has no rules of its own yet, but
+    /// takes over those that an earlier agent left. Rules of containers that are not among `alive`, by token, are taken away.
+    ///
+    /// # Errors
+    /// The process has ended, or another process holds its packets.
+    pub async fn gate(
+        self: &Arc<Self>,
+        pid: i32,
+        token: &str,
+        listeners: Listeners,
+        alive: &[String],
+    ) -> Result<Gate, GateError> {
+        let (chain, number) = names(token);
+        let alive: Vec<String> = alive.iter().map(|token| names(token).0).collect();
+        let (backend, namespace) = (self.backend, Arc::new(netns::of(pid)?));
+        let entered = namespace.clone();
+        let opened = spawn_blocking(move || {
+            netns::inside(&entered, || {
+                for dead in backend.chains()?.iter().filter(|chain| !alive.contains(chain)) {
+                    backend.remove(dead)?;
+                }
+                Ok::<_, GateError>((Queue::open(number)?, responder::listen()?))
+            })
+        });
+        let (queue, listening) = opened.await??;
+        let responder = Responder::serve(listening)?;
+        let (matches, port) = (Matches::All, responder.port);
+        let rules = Rules { chain, queue: number, listeners, matches, responder: port };
+        let queue = Queue::register(queue, number)?;
+        Ok(Gate {
+            activator: self.clone(),
+            namespace,
+            rules,
+            queue,
+            _responder: responder,
+            newest: 0,
+            knocked: None,
+            probes: 0,
+        })
+    }
+
+    /// Takes away what an earlier agent left for a container that needs no gate.
+    ///
+    /// # Errors
+    /// See [`GateError`].
+    pub async fn clear(&self, pid: i32, token: &str) -> Result<(), GateError> {
+        let (backend, (chain, _)) = (self.backend, names(token));
+        spawn_blocking(move || netns::within(pid, || Ok(backend.remove(&chain)?))).await?
+    }
+}
+
+impl Gate {
+    /// From now on first packets are held.
+    ///
+    /// # Errors
+    /// See [`GateError`]; the rules are as they were.
+    pub async fn shut(&mut self) -> Result<(), GateError> {
+        self.put(Matches::All).await
+    }
+
+    /// Lets through what is held; from now on only SYNs from these addresses are looked at.
+    ///
+    /// # Errors
+    /// See [`GateError`]; the rules are as they were.
+    pub async fn ajar(&mut self, node: Vec<IpAddr>) -> Result<(), GateError> {
+        self.release()?;
+        self.put(Matches::From(node)).await
+    }
+
+    /// Changes the rules. Whoever comes while they change from or to those of the time awake belongs to it.
+    async fn put(&mut self, matches: Matches) -> Result<(), GateError> {
+        let awake = [&self.rules.matches, &matches].iter().any(|matches| matches!(matches, Matches::From(_)));
+        let (backend, namespace) = (self.activator.backend, self.namespace.clone());
+        let rules = Rules { matches, ..self.rules.clone() };
+        let put = spawn_blocking(move || {
+            netns::inside(&namespace, || Ok::<_, GateError>(backend.put(&rules)?)).map(|()| rules)
+        });
+        tokio::pin!(put);
+        self.rules = loop {
+            tokio::select! {
+                done = &mut put => break done??,
+                // Rules of before go on sending packets here.
+                next = Self::next(&self.activator, &self.queue, &self.rules) => {
+                    let Next { id, knock } = next?;
+                    self.newest = id;
+                    if awake {
+                        self.probes += u64::from(knock.is_none());
+                        self.queue.accept_until(id)?;
+                    } else if knock.is_some() {
+                        self.knocked = knock;
+                    }
+                }
+            }
+        };
+        Ok(())
+    }
+
+    /// Waits for somebody, whose packet is held then. Probes are answered meanwhile. Cancel-safe.
+    ///
+    /// # Errors
+    /// The queue broke.
+    pub async fn knock(&mut self) -> io::Result<Knock> {
+        if let Some(knock) = self.knocked.take() {
+            return Ok(knock);
+        }
+        loop {
+            let Next { id, knock } = Self::next(&self.activator, &self.queue, &self.rules).await?;
+            self.newest = id;
+            if let Some(knock) = knock {
+                return Ok(knock);
+            }
+        }
+    }
+
+    /// Holds whatever comes. Cancel-safe.
+    ///
+    /// # Errors
+    /// The queue broke.
+    pub async fn hold(&mut self) -> io::Result<Infallible> {
+        loop {
+            self.knock().await?;
+        }
+    }
+
+    /// While ajar: lets everything through and counts probes. Cancel-safe.
+    ///
+    /// # Errors
+    /// The queue broke.
+    pub async fn watch(&mut self) -> io::Result<Infallible> {
+        loop {
+            let Next { id, knock } = Self::next(&self.activator, &self.queue, &self.rules).await?;
+            self.newest = id;
+            self.probes += u64::from(knock.is_none());
+            self.queue.accept_until(id)?;
+        }
+    }
+
+    /// Lets through what is held.
+    ///
+    /// # Errors
+    /// The queue broke.
+    pub fn release(&mut self) -> io::Result<()> {
+        // Numbers grow by one: so far ahead of the newest that was read is all that has not been read yet.
+        self.queue.accept_until(self.newest.wrapping_add(1 << 30))
+    }
+
+    /// Takes the rules away. What still comes meanwhile is let through.
+    ///
+    /// # Errors
+    /// See [`GateError`].
+    pub async fn remove(mut self) -> Result<(), GateError> {
+        self.release()?;
+        self.ajar(Vec::new()).await?;
+        let Self { activator, namespace, rules, .. } = self;
+        let backend = activator.backend;
+        spawn_blocking(move || netns::inside(&namespace, || Ok(backend.remove(&rules.chain)?))).await?
+    }
+
+    /// The next held packet and who knocks with it; a probe knocks not, and while shut it is on its way to the responder.
+    async fn next(activator: &Activator, queue: &Queue, rules: &Rules) -> io::Result<Next> {
+        let held = queue.next().await?;
+        let packet = Packet::parse(&held.bytes);
+        let probe =
+            packet.filter(|packet| packet.tcp && kubelet::owns(&activator.kubelet, packet.from, packet.to));
+        if let (Some(_), Matches::All) = (probe, &rules.matches) {
+            queue.mark(held.id)?;
+        }
+        let unreadable = || SocketAddr::from(([0, 0, 0, 0], 0));
+        let knock = probe.is_none().then(|| {
+            let (from, to) = packet.map_or_else(|| (unreadable(), unreadable()), |p| (p.from, p.to));
+            Knock { from, to }
+        });
+        debug!(?knock, "a packet is held");
+        Ok(Next { id: held.id, knock })
+    }
+}
+
+struct Next {
+    id: u32,
+    /// None: a probe.
+    knock: Option<Knock>,
+}
+
+/// Names of a container's chain and queue. A pod has few containers, so that its queues hardly ever meet; if they do, the second
+/// finds its queue taken.
+fn names(token: &str) -> (String, u16) {
+    let short: String = token.chars().take(16).collect();
+    let number = u16::from_str_radix(&short[..short.len().min(4)], 16).unwrap_or(0);
+    (format!("{PREFIX}{short}"), number)
+}

@@ -1,0 +1,150 @@
+//! Whether an application that is awake has nothing to do: from counters and sockets that the kernel keeps, never by asking it.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::time::{Duration, Instant};
+
+use procfs::net::{Snmp, Snmp6, TcpState};
+use procfs::process::Process;
+use procfs::{FromRead, ProcResult};
+
+use super::listeners::Listeners;
+use crate::engine::cgroups;
+use crate::engine::tree::{self, Tree};
+
+/// CPU time that an application may use while nobody wants anything of it, as a part of one CPU: timers, garbage collection.
+const AT_REST: f64 = 0.1;
+
+/// What an application has had to do so far.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Counters {
+    /// TCP connections that were accepted and UDP datagrams that came, in its network namespace.
+    asked: u64,
+    /// CPU time of its processes.
+    cpu: Duration,
+    at: Instant,
+}
+
+/// Why it is not idle.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Busy {
+    /// It has connections open.
+    Connections(usize),
+    /// Somebody has connected, or sent a datagram.
+    Asked,
+    /// It computes.
+    Computing,
+    /// Other processes are in its container: a command of `kubectl exec`.
+    Guests(usize),
+}
+
+/// Watches one application.
+#[derive(Debug)]
+pub struct Idle {
+    init: i32,
+    application: i32,
+    listeners: Listeners,
+    last: Counters,
+    probes: u64,
+}
+
+impl Idle {
+    /// From now on. `application` is its PID inside the container, `probes` the gate's count so far.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn watch(init: i32, application: i32, listeners: Listeners, probes: u64) -> io::Result<Self> {
+        let last = tree::read(init, application).and_then(|tree| counters(init, &tree));
+        let last = last.map_err(io::Error::other)?;
+        Ok(Self { init, application, listeners, last, probes })
+    }
+
+    /// Why it was not idle since the last look; none: it was. `probes` is the gate's count by now.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn look(&mut self, probes: u64) -> io::Result<Option<Busy>> {
+        self.busy(probes).map_err(io::Error::other)
+    }
+
+    fn busy(&mut self, probes: u64) -> ProcResult<Option<Busy>> {
+        let tree = tree::read(self.init, self.application)?;
+        let now = counters(self.init, &tree)?;
+        let before = std::mem::replace(&mut self.last, now);
+        let probed = probes - std::mem::replace(&mut self.probes, probes);
+        if now.asked.saturating_sub(before.asked) > probed {
+            return Ok(Some(Busy::Asked));
+        }
+        let seconds = now.at.duration_since(before.at).as_secs_f64();
+        if now.cpu.saturating_sub(before.cpu).as_secs_f64() > seconds * AT_REST {
+            return Ok(Some(Busy::Computing));
+        }
+        let open = self.connections(&tree)?;
+        if open > 0 {
+            return Ok(Some(Busy::Connections(open)));
+        }
+        let guests = self.guests(&tree)?;
+        Ok((guests > 0).then_some(Busy::Guests(guests)))
+    }
+
+    /// Connections of the application, and those to its ports that it has not accepted yet or that outlive their descriptor.
+    fn connections(&self, tree: &Tree) -> ProcResult<usize> {
+        let init = Process::new(self.init)?;
+        let entries = init.tcp()?.into_iter().chain(init.tcp6().unwrap_or_default());
+        let to_its_ports = entries.filter(|entry| {
+            self.listeners.tcp.contains(&entry.local_address.port())
+                && !matches!(entry.state, TcpState::Listen | TcpState::Close | TcpState::TimeWait)
+        });
+        let mut open: BTreeSet<_> =
+            to_its_ports.map(|entry| (entry.local_address, entry.remote_address)).collect();
+        open.extend(tree.connections.iter().map(|connection| (connection.local, connection.remote)));
+        Ok(open.len())
+    }
+
+    /// Processes in the container's cgroup that are neither its init nor the application's.
+    fn guests(&self, tree: &Tree) -> ProcResult<usize> {
+        let ours: BTreeSet<i32> =
+            tree.processes.iter().map(|process| process.pid).chain([self.init]).collect();
+        let mut found = BTreeSet::new();
+        for directory in cgroups::of(self.init)? {
+            let procs = rustix::fs::openat(
+                &directory,
+                "cgroup.procs",
+                rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC,
+                rustix::fs::Mode::empty(),
+            );
+            let text = io::read_to_string(std::fs::File::from(procs.map_err(io::Error::from)?))?;
+            found.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
+        }
+        Ok(found.difference(&ours).count())
+    }
+}
+
+/// Whether somebody listens on all TCP ports, in the network namespace of process `init`.
+pub fn listens(init: i32, ports: &Listeners) -> bool {
+    let entries = || {
+        let process = Process::new(init)?;
+        Ok::<_, procfs::ProcError>(process.tcp()?.into_iter().chain(process.tcp6().unwrap_or_default()))
+    };
+    let listening: BTreeSet<u16> = entries()
+        .into_iter()
+        .flatten()
+        .filter(|entry| entry.state == TcpState::Listen)
+        .map(|entry| entry.local_address.port())
+        .collect();
+    ports.tcp.is_subset(&listening)
+}
+
+fn counters(init: i32, tree: &Tree) -> ProcResult<Counters> {
+    let directory = format!("/proc/{init}/net");
+    let udp6 = Snmp6::from_file(format!("{directory}/snmp6")).map_or(0, |snmp| snmp.udp_in_datagrams);
+    let snmp = Snmp::from_file(format!("{directory}/snmp"))?;
+    let mut ticks = 0;
+    for process in &tree.processes {
+        if let Ok(stat) = Process::new(process.pid).and_then(|process| process.stat()) {
+            ticks += stat.utime + stat.stime + stat.cutime.max(0) as u64 + stat.cstime.max(0) as u64;
+        }
+    }
+    let cpu = Duration::from_secs_f64(ticks as f64 / procfs::ticks_per_second() as f64);
+    Ok(Counters { asked: snmp.tcp_passive_opens + snmp.udp_in_datagrams + udp6, cpu, at: Instant::now() })
+}

@@ -1,0 +1,125 @@
+//! Which connections are kubelet's own: those of sockets in the host's network namespace that its process holds.
+
+use std::collections::HashSet;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_sock_diag::SockDiagMessage;
+use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
+use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+use netlink_sys::{Socket, SocketAddr as NetlinkAddress};
+use procfs::process::{FDTarget, Process};
+
+use crate::engine::netns;
+
+/// The host's first process, whose network namespace is the host's.
+const HOST: i32 = 1;
+/// Linux's numbers of the address families and of TCP.
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+const IPPROTO_TCP: u8 = 6;
+const BUFFER: usize = 8 << 10;
+
+/// Whether the TCP connection from `from` to `to` is one of a process called like one of `names`, run by root in the host's
+/// network namespace. In doubt it is not.
+pub(super) fn owns(names: &[String], from: SocketAddr, to: SocketAddr) -> bool {
+    match netns::within(HOST, || inode(from, to)) {
+        Ok(Some(inode)) => holders(names).any(|process| holds(&process, inode)),
+        Ok(None) => false,
+        Err(e) => {
+            tracing::debug!(%from, %to, "cannot ask whose connection that is: {e}");
+            false
+        }
+    }
+}
+
+fn holders(names: &[String]) -> impl Iterator<Item = Process> {
+    let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+    let host = namespace("1");
+    let processes = procfs::process::all_processes().into_iter().flatten().flatten();
+    processes.filter(move |process| {
+        let named = || process.stat().is_ok_and(|stat| names.contains(&stat.comm));
+        named() && process.uid().is_ok_and(|uid| uid == 0) && namespace(&process.pid.to_string()) == host
+    })
+}
+
+fn holds(process: &Process, inode: u64) -> bool {
+    let descriptors = process.fd().into_iter().flatten().flatten();
+    let inodes: HashSet<u64> = descriptors
+        .filter_map(|descriptor| match descriptor.target {
+            FDTarget::Socket(inode) => Some(inode),
+            _ => None,
+        })
+        .collect();
+    inodes.contains(&inode)
+}
+
+/// The inode of the socket in this network namespace with exactly these ends; none if there is no such socket, or no process
+/// has it any more.
+fn inode(from: SocketAddr, to: SocketAddr) -> io::Result<Option<u64>> {
+    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
+    socket.bind_auto()?;
+    socket.connect(&NetlinkAddress::new(0, 0))?;
+    // A socket of both families keeps IPv4 peers under their mapped addresses.
+    let families = if from.is_ipv4() { &[AF_INET, AF_INET6][..] } else { &[AF_INET6] };
+    for family in families {
+        socket.send(&request(*family, from, to), 0)?;
+        let mut bytes = Vec::with_capacity(BUFFER);
+        socket.recv(&mut bytes, 0)?;
+        let answer = NetlinkMessage::<SockDiagMessage>::deserialize(&bytes).map_err(io::Error::other)?;
+        if let NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) = answer.payload {
+            let inode = u64::from(response.header.inode);
+            return Ok((inode != 0).then_some(inode));
+        }
+    }
+    Ok(None)
+}
+
+fn request(family: u8, from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST;
+    let address = |ip: IpAddr| match ip {
+        IpAddr::V4(v4) if family == AF_INET6 => IpAddr::V6(v4.to_ipv6_mapped()),
+        other => other,
+    };
+    let any = SocketId::new_v4();
+    let socket_id = SocketId {
+        source_port: from.port(),
+        destination_port: to.port(),
+        source_address: address(from.ip()),
+        destination_address: address(to.ip()),
+        cookie: [0xff; 8],
+        ..any
+    };
+    let query = InetRequest {
+        family,
+        protocol: IPPROTO_TCP,
+        extensions: ExtensionFlags::empty(),
+        states: StateFlags::all(),
+        socket_id,
+    };
+    let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(query).into());
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpListener, TcpStream};
+
+    use super::*;
+
+    #[test]
+    fn a_connection_is_its_holder_s() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (from, to) = (stream.local_addr().unwrap(), stream.peer_addr().unwrap());
+        let inode = inode(from, to).unwrap().expect("the socket is found");
+        assert!(holds(&Process::myself().unwrap(), inode));
+        drop(stream);
+        assert!(self::inode(SocketAddr::new(from.ip(), 1), to).unwrap().is_none());
+    }
+}

@@ -1,0 +1,195 @@
+//! A queue of the kernel's that holds packets until it is told what to do with them (NFQUEUE, over
+//! `nfnetlink_queue`; message formats from `linux/netfilter/nfnetlink_queue.h`).
+//!
+//! A queue belongs to the network namespace of the thread that opens it, wherever it is used afterwards. When it is closed, the
+//! kernel drops what it holds.
+
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use netlink_packet_core::{
+    DefaultNla, Emitable, NLM_F_ACK, NLM_F_REQUEST, NLMSG_ERROR, NlaBuffer, NlasIterator,
+};
+use netlink_sys::Socket;
+use netlink_sys::protocols::NETLINK_NETFILTER;
+use tokio::io::Interest;
+use woodfrog_sys::ready::Ready;
+
+use super::rules::PROBE_MARK;
+
+/// Held packets beyond this are dropped, and come again. A client's retransmission is the limit's price.
+const MAX_HELD: u32 = 4096;
+/// How much of a packet is looked at: an IPv6 header, some extensions, a TCP header with options.
+const LOOKED_AT: u32 = 192;
+/// For a message of the kernel's: [`LOOKED_AT`] and what it tells beside.
+const BUFFER: usize = 2048;
+
+const SUBSYSTEM: u16 = 3 << 8;
+const PACKET: u16 = SUBSYSTEM;
+const VERDICT: u16 = SUBSYSTEM | 1;
+const CONFIG: u16 = SUBSYSTEM | 2;
+const VERDICT_BATCH: u16 = SUBSYSTEM | 3;
+
+const ATTR_PACKET_HEADER: u16 = 1;
+const ATTR_VERDICT_HEADER: u16 = 2;
+const ATTR_MARK: u16 = 3;
+const ATTR_PAYLOAD: u16 = 10;
+const CONFIG_COMMAND: u16 = 1;
+const CONFIG_PARAMS: u16 = 2;
+const CONFIG_MAX_LENGTH: u16 = 3;
+const COMMAND_BIND: u8 = 1;
+const COPY_PACKET: u8 = 2;
+
+/// `nlmsghdr` and `nfgenmsg`.
+const HEADERS: usize = 20;
+const NETLINK_HEADER: usize = 16;
+
+/// A packet that waits for its verdict.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Held {
+    /// Its number; later packets have higher ones.
+    pub(super) id: u32,
+    /// Its beginning, from the IP header on.
+    pub(super) bytes: Vec<u8>,
+}
+
+/// What becomes of held packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+enum Fate {
+    Accept = 1,
+    /// The rules see it again.
+    Repeat = 4,
+}
+
+/// A bound queue.
+#[derive(Debug)]
+pub(super) struct Queue {
+    socket: Ready<OwnedFd>,
+    number: u16,
+}
+
+impl Queue {
+    /// Binds a queue in the calling thread's network namespace; [`Queue::register`] makes it of use.
+    ///
+    /// # Errors
+    /// The kernel has no NFQUEUE (`EOPNOTSUPP`, `EPROTONOSUPPORT`), or someone else has this queue (`EBUSY`, `EPERM`).
+    pub(super) fn open(number: u16) -> io::Result<OwnedFd> {
+        let mut socket = Socket::new(NETLINK_NETFILTER)?;
+        socket.bind_auto()?;
+        let mut bind = vec![COMMAND_BIND, 0];
+        bind.extend(0u16.to_be_bytes());
+        ask(&socket, number, CONFIG_COMMAND, bind)?;
+        let mut params = LOOKED_AT.to_be_bytes().to_vec();
+        params.push(COPY_PACKET);
+        ask(&socket, number, CONFIG_PARAMS, params)?;
+        ask(&socket, number, CONFIG_MAX_LENGTH, MAX_HELD.to_be_bytes().to_vec())?;
+        // What does not fit is dropped and comes again; the error would say no more.
+        socket.set_no_enobufs(true)?;
+        socket.set_non_blocking(true)?;
+        socket.as_fd().try_clone_to_owned()
+    }
+
+    /// A bound queue, registered with the current runtime.
+    ///
+    /// # Errors
+    /// No descriptors are left.
+    pub(super) fn register(socket: OwnedFd, number: u16) -> io::Result<Self> {
+        Ok(Self { socket: Ready::new(socket, Interest::READABLE)?, number })
+    }
+
+    /// The next packet that is held. Cancel-safe.
+    ///
+    /// # Errors
+    /// The socket broke.
+    pub(super) async fn next(&self) -> io::Result<Held> {
+        loop {
+            let mut buffer = [0; BUFFER];
+            let received = self
+                .socket
+                .when(Interest::READABLE, |socket| Ok(rustix::io::read(socket, &mut buffer)?))
+                .await?;
+            if let Some(held) = held(&buffer[..received]) {
+                return Ok(held);
+            }
+        }
+    }
+
+    /// Lets this packet and all before it through.
+    ///
+    /// # Errors
+    /// The kernel does not take the verdict.
+    pub(super) fn accept_until(&self, id: u32) -> io::Result<()> {
+        self.verdict(VERDICT_BATCH, id, Fate::Accept, None)
+    }
+
+    /// Marks one packet as kubelet's and shows it to the rules again.
+    ///
+    /// # Errors
+    /// See [`Queue::accept_until`].
+    pub(super) fn mark(&self, id: u32) -> io::Result<()> {
+        self.verdict(VERDICT, id, Fate::Repeat, Some(PROBE_MARK))
+    }
+
+    fn verdict(&self, kind: u16, id: u32, fate: Fate, mark: Option<u32>) -> io::Result<()> {
+        let mut header = (fate as u32).to_be_bytes().to_vec();
+        header.extend(id.to_be_bytes());
+        let mut attributes = vec![DefaultNla::new(ATTR_VERDICT_HEADER, header)];
+        attributes.extend(mark.map(|mark| DefaultNla::new(ATTR_MARK, mark.to_be_bytes().to_vec())));
+        let message = message(kind, NLM_F_REQUEST, self.number, &attributes);
+        rustix::io::write(self.socket.get(), &message)?;
+        Ok(())
+    }
+}
+
+fn message(kind: u16, flags: u16, queue: u16, attributes: &[DefaultNla]) -> Vec<u8> {
+    let mut body = vec![0; attributes.buffer_len()];
+    attributes.emit(&mut body);
+    let mut bytes = ((HEADERS + body.len()) as u32).to_ne_bytes().to_vec();
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(flags.to_ne_bytes());
+    // Sequence number and port: the answer to the only question that is open.
+    bytes.extend([0; 8]);
+    // Any family, version 0, and the queue.
+    bytes.extend([0, 0]);
+    bytes.extend(queue.to_be_bytes());
+    bytes.extend(body);
+    bytes
+}
+
+fn ask(socket: &Socket, queue: u16, attribute: u16, value: Vec<u8>) -> io::Result<()> {
+    let attributes = [DefaultNla::new(attribute, value)];
+    socket.send(&message(CONFIG, NLM_F_REQUEST | NLM_F_ACK, queue, &attributes), 0)?;
+    loop {
+        let mut answer = Vec::with_capacity(BUFFER);
+        socket.recv(&mut answer, 0)?;
+        // Packets may come before the answer to the last question; nobody has released them, so they are dropped with
+        // their senders none the wiser.
+        let Some(kind) = field::<2>(&answer, 4).map(u16::from_ne_bytes) else { continue };
+        if kind == NLMSG_ERROR {
+            let error = field::<4>(&answer, NETLINK_HEADER).map_or(0, i32::from_ne_bytes);
+            return if error == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(-error)) };
+        }
+    }
+}
+
+fn held(message: &[u8]) -> Option<Held> {
+    let length = u32::from_ne_bytes(field(message, 0)?) as usize;
+    if u16::from_ne_bytes(field(message, 4)?) != PACKET {
+        return None;
+    }
+    let (mut id, mut bytes) = (None, Vec::new());
+    for attribute in NlasIterator::new(message.get(HEADERS..length)?) {
+        let attribute: NlaBuffer<&[u8]> = attribute.ok()?;
+        match attribute.kind() {
+            ATTR_PACKET_HEADER => id = field(attribute.value(), 0).map(u32::from_be_bytes),
+            ATTR_PAYLOAD => bytes = attribute.value().to_vec(),
+            _ => {}
+        }
+    }
+    Some(Held { id: id?, bytes })
+}
+
+fn field<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+    bytes.get(at..)?.first_chunk().copied()
+}

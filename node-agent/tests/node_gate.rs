@@ -1,0 +1,153 @@
+//! The gate of a dormant container, with real packets between two network namespaces. Needs root, iproute2 and iptables.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use node_agent::activator::{Activator, Gate, Listeners};
+use node_agent::engine::netns;
+
+const TOKEN: &str = "00112233445566778899aabbccddeeff";
+const POD: &str = "10.11.12.2";
+const NODE: &str = "10.11.12.1";
+
+/// A process that sleeps in a network namespace of its own.
+struct Namespace(Child);
+
+impl Namespace {
+    fn new() -> Self {
+        let child =
+            Command::new("unshare").args(["--net", "sleep", "infinity"]).stdout(Stdio::null()).spawn();
+        let namespace = Self(child.expect("unshare runs"));
+        let own = std::fs::read_link("/proc/self/ns/net").unwrap();
+        let entered = || std::fs::read_link(format!("/proc/{}/ns/net", namespace.pid())).unwrap() != own;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !entered() {
+            assert!(Instant::now() < deadline, "unshare does not enter its namespace");
+            std::thread::yield_now();
+        }
+        namespace
+    }
+
+    fn pid(&self) -> i32 {
+        self.0.id() as i32
+    }
+
+    fn run(&self, command: &str) {
+        let enter = format!("nsenter --net=/proc/{}/ns/net {command}", self.pid());
+        let status = Command::new("sh").args(["-c", &enter]).status().unwrap();
+        assert!(status.success(), "{command}");
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A node's and a pod's network, joined.
+struct Net {
+    node: Namespace,
+    pod: Namespace,
+    activator: Arc<Activator>,
+}
+
+impl Net {
+    async fn new() -> Self {
+        let (node, pod) = (Namespace::new(), Namespace::new());
+        node.run(&format!("ip link add eth0 type veth peer name eth0 netns {}", pod.pid()));
+        for (namespace, address) in [(&node, NODE), (&pod, POD)] {
+            namespace.run(&format!("ip address add {address}/24 dev eth0"));
+            namespace.run("ip link set eth0 up");
+            namespace.run("ip link set lo up");
+        }
+        Self { node, pod, activator: Activator::probe(vec!["kubelet".into()]).await.unwrap() }
+    }
+
+    async fn gate(&self) -> Gate {
+        let listeners = Listeners { tcp: [80].into(), udp: [53].into() };
+        self.activator.gate(self.pod.pid(), TOKEN, listeners, &[TOKEN.into()]).await.unwrap()
+    }
+
+    fn listen(&self) -> TcpListener {
+        netns::within(self.pod.pid(), || TcpListener::bind(("0.0.0.0", 80))).unwrap()
+    }
+
+    fn connect(&self, timeout: Duration) -> io::Result<TcpStream> {
+        let address = SocketAddr::new(POD.parse().unwrap(), 80);
+        netns::within(self.node.pid(), || TcpStream::connect_timeout(&address, timeout))
+    }
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+const SOON: Duration = Duration::from_millis(900);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn node_first_packets_are_held_until_they_are_released() {
+    if !is_root() {
+        return;
+    }
+    let net = Arc::new(Net::new().await);
+    let mut gate = net.gate().await;
+    gate.shut().await.unwrap();
+    let client = net.clone();
+    // Nobody listens yet: without the gate it would be refused.
+    let connecting = tokio::task::spawn_blocking(move || client.connect(SOON));
+    let knock = gate.knock().await.unwrap();
+    assert_eq!((knock.from.ip(), knock.to.port()), (NODE.parse::<IpAddr>().unwrap(), 80));
+    let _listener = net.listen();
+    gate.release().unwrap();
+    connecting.await.unwrap().expect("the first SYN is answered, not one sent again a second later");
+
+    let sender = netns::within(net.node.pid(), || UdpSocket::bind((NODE, 0))).unwrap();
+    sender.send_to(b"question", (POD, 53)).unwrap();
+    gate.knock().await.unwrap();
+    let server = netns::within(net.pod.pid(), || UdpSocket::bind((POD, 53))).unwrap();
+    gate.release().unwrap();
+    let mut bytes = [0; 8];
+    server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    assert_eq!(server.recv(&mut bytes).unwrap(), 8);
+
+    gate.remove().await.unwrap();
+    net.connect(SOON).expect("nothing is in between any more");
+    assert!(rules(&net).is_empty(), "{:?}", rules(&net));
+}
+
+fn rules(net: &Net) -> Vec<String> {
+    let saved = netns::within(net.pod.pid(), || Command::new("iptables-nft-save").output()).unwrap();
+    let text = String::from_utf8_lossy(&saved.stdout).into_owned();
+    text.lines().filter(|line| line.contains("woodfrog")).map(str::to_owned).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn node_ajar_everything_passes_at_once_while_the_gate_opens_and_shuts() {
+    if !is_root() {
+        return;
+    }
+    let net = Arc::new(Net::new().await);
+    let listener = net.listen();
+    std::thread::spawn(move || while listener.accept().is_ok() {});
+    let mut gate = net.gate().await;
+    for _ in 0..20 {
+        gate.shut().await.unwrap();
+        let client = net.clone();
+        let connecting = tokio::task::spawn_blocking(move || {
+            for _ in 0..20 {
+                client.connect(SOON)?;
+            }
+            Ok::<_, io::Error>(())
+        });
+        gate.ajar(vec![NODE.parse().unwrap()]).await.unwrap();
+        tokio::select! {
+            connected = connecting => connected.unwrap().expect("every first SYN passes"),
+            broken = gate.watch() => match broken.unwrap() {},
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! Dormant pods: nothing runs until the first packet, which the application itself answers.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use woodfrog_testkubelet::{Container, PodSpec};
+use woodfrog_testnode::App;
+use woodfrog_tests::{STARTUP, World, in_world};
+
+/// A restricted pod that sleeps; it falls asleep again after `idle`, if that is given.
+fn dormant(name: &str, image: &str, idle: Option<&str>) -> PodSpec {
+    let mut spec = PodSpec::new(name, image);
+    spec.annotations.insert("woodfrog.dev/standby".into(), "Dormant".into());
+    if let Some(idle) = idle {
+        spec.annotations.insert("woodfrog.dev/idle-timeout".into(), idle.into());
+    }
+    spec
+}
+
+/// An image of CPython, frozen after three requests to `/count`.
+async fn image(world: &World<'_>) -> Result<String> {
+    let warm = world.warm(PodSpec::new("warm", &App::Cpython.reference())).await?;
+    for expected in 1..=3 {
+        ensure!(warm.get("/count")? == expected.to_string());
+    }
+    let image = world.image(App::Cpython, "dormant");
+    world.freeze(&warm, &image)?;
+    warm.remove().await?;
+    Ok(image)
+}
+
+fn expect_state(world: &World<'_>, container: &Container, state: &str) -> Result<()> {
+    let ps = world.ps(container)?;
+    let log =
+        || world.stack.woodfrog(&["logs", &format!("{}/app", container.pod_name())]).unwrap_or_default();
+    ensure!(ps["state"] == state, "{} is {}, not {state}\n{}", container.pod_name(), ps["state"], log());
+    Ok(())
+}
+
+/// Waits until a container is in a state.
+async fn until(world: &World<'_>, container: &Container, state: &str) -> Result<()> {
+    let deadline = Instant::now() + STARTUP;
+    while expect_state(world, container, state).is_err() && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    expect_state(world, container, state)
+}
+
+/// The PIDs in a container besides its init's.
+async fn processes(world: &World<'_>, container: &Container) -> Result<Vec<String>> {
+    let init = container.pid().await?;
+    let children = world.node.run("cat", &[&format!("/proc/{init}/task/{init}/children")])?;
+    Ok(children.split_whitespace().map(str::to_owned).collect())
+}
+
+#[test]
+fn node_the_first_packet_wakes_a_dormant_pod_which_sleeps_again() {
+    in_world("dormant", &[App::Cpython], async |world| {
+        let image = image(world).await?;
+        let pod = world.from_image(dormant("pod", &image, Some("500ms"))).await?;
+        expect_state(world, &pod, "dormant")?;
+
+        ensure!(pod.get("/count")? == "4", "the first request is answered by the application itself");
+        expect_state(world, &pod, "thawed")?;
+        let log = pod.logs()?;
+        until(world, &pod, "dormant").await?;
+        ensure!(pod.get("/count")? == "4", "it went back to its image");
+        ensure!(pod.get("/count")? == "5", "awake, it goes on");
+        ensure!(world.ps(&pod)?["generation"] == 2 && world.ps(&pod)?["wakes"] == 2, "{log}");
+
+        pod.stop(Duration::from_secs(20)).await?;
+        pod.remove().await
+    });
+}
+
+#[test]
+fn node_a_dormant_pod_wakes_by_command_and_ends_quickly_when_it_is_deleted() {
+    in_world("wake", &[App::Cpython], async |world| {
+        let image = image(world).await?;
+        let pod = world.from_image(dormant("pod", &image, None)).await?;
+        expect_state(world, &pod, "dormant")?;
+        world.stack.woodfrog(&["wake", "pod/app"])?;
+        expect_state(world, &pod, "thawed")?;
+        ensure!(pod.get("/count")? == "4");
+        pod.remove().await?;
+
+        let pod = world.from_image(dormant("other", &image, None)).await?;
+        let began = Instant::now();
+        pod.stop(Duration::from_secs(30)).await?;
+        ensure!(began.elapsed() < Duration::from_secs(10), "SIGTERM ends a dormant pod");
+        pod.remove().await
+    });
+}
+
+#[test]
+fn node_packets_outlive_the_agent_and_open_connections_keep_a_pod_awake() {
+    in_world("gate", &[App::Cpython], async |world| {
+        let image = image(world).await?;
+        let pod = world.from_image(dormant("pod", &image, Some("300ms"))).await?;
+        world.stack.kill_agent()?;
+        let address = SocketAddr::new(pod.ip(), 8080);
+        let node = world.node.clone();
+        // A refusal would end it at once; without an agent the client's kernel tries again.
+        let client = std::thread::spawn(move || node.connect(address));
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        ensure!(!client.is_finished(), "nobody is refused while there is no agent");
+        world.stack.start_agent()?;
+        let mut stream = client.join().expect("the client").context("the connection outlives the agent")?;
+        until(world, &pod, "thawed").await?;
+        let pids = processes(world, &pod).await?;
+
+        // Half a request: five times the idle timeout later it is still being waited for.
+        write!(stream, "GET /count HTTP/1.1\r\n")?;
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        expect_state(world, &pod, "thawed")?;
+        ensure!(processes(world, &pod).await? == pids, "it was not thawed again meanwhile");
+        drop(stream);
+        until(world, &pod, "dormant").await?;
+        ensure!(processes(world, &pod).await?.is_empty(), "nothing runs while it sleeps");
+        pod.remove().await
+    });
+}
