@@ -47,7 +47,7 @@ impl World for Container {
     }
 
     fn is_memory_pending(&self) -> bool {
-        self.memory.is_some()
+        self.memory.as_ref().is_some_and(Memory::is_pending)
     }
 
     fn close_api_clients(&mut self) {
@@ -263,6 +263,7 @@ fn remember(init: &mut Machine<Container>, now: Instant) -> ControlFlow<u8, bool
         heard = true;
         match memory.hear() {
             Heard::Nothing => {}
+            Heard::Mapped => init.memory_complete(),
             Heard::Complete => {
                 init.world.memory = None;
                 init.memory_complete();

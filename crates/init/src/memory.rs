@@ -1,8 +1,10 @@
 //! The memory of a thawed application that is still to come: what init holds for the pager, and how it ends.
 //!
 //! A userfaultfd whose last descriptor closes lets every thread that waits for a page go on with zeros. So init has a
-//! descriptor of each, too: if the pager dies, they wait until init has killed them.
+//! descriptor of each, too: if the pager dies, they wait until init has killed them. Where memory is shared, that goes on as long as the
+//! application lives.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
@@ -14,6 +16,8 @@ use woodfrog_sys::scm;
 pub(crate) enum Heard {
     /// Nothing that ends it.
     Nothing,
+    /// All memory is there, and the pager stays.
+    Mapped,
     /// All memory is there.
     Complete,
     /// The pager has gone, or speaks nonsense.
@@ -23,13 +27,17 @@ pub(crate) enum Heard {
 /// The pager's socket, and what it has given to hold.
 pub(crate) struct Memory {
     socket: OwnedFd,
-    held: Vec<OwnedFd>,
+    /// By number.
+    held: BTreeMap<u64, OwnedFd>,
+    given: u64,
+    /// All memory is there.
+    mapped: bool,
 }
 
 impl Memory {
     /// Listens to a pager.
     pub(crate) fn new(socket: OwnedFd) -> Self {
-        Self { socket, held: Vec::new() }
+        Self { socket, held: BTreeMap::new(), given: 0, mapped: false }
     }
 
     /// What to poll for reading.
@@ -37,15 +45,27 @@ impl Memory {
         self.socket.as_fd()
     }
 
+    /// Whether some of it is still to come.
+    pub(crate) fn is_pending(&self) -> bool {
+        !self.mapped
+    }
+
     /// Takes in what has come; the socket is readable.
     pub(crate) fn hear(&mut self) -> Heard {
-        let mut message = [0; 1];
+        let mut message = [0; pager::MAX_MESSAGE];
         match scm::receive(self.socket.as_fd(), &mut message) {
             Ok(received) => {
                 let said = &message[..received.bytes];
                 if said == pager::HOLD {
-                    self.held.extend(received.descriptors);
+                    self.held.extend((self.given..).zip(received.descriptors));
+                    self.given += 1;
                     Heard::Nothing
+                } else if let Some(number) = pager::released(said) {
+                    self.held.remove(&number);
+                    Heard::Nothing
+                } else if said == pager::MAPPED {
+                    self.mapped = true;
+                    Heard::Mapped
                 } else if said == pager::COMPLETE {
                     Heard::Complete
                 } else {

@@ -9,25 +9,33 @@
 
 #![forbid(unsafe_code)]
 
+mod fill;
 mod memory;
 mod pending;
 mod serve;
+mod standing;
 mod wanted;
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::process::ExitCode;
 
 use prost::Message as _;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::thread::CapabilitySets;
-use woodfrog_protocol::pager::{Descriptor, Plan};
+use woodfrog_protocol::pager::{Descriptor, Plan, Process};
 use woodfrog_sys::mapping::Mapping;
+
+use serve::{Ends, Pager, Sharing};
+
+type Error = Box<dyn std::error::Error>;
 
 const HELP: &str = "woodfrog-pager: gives a thawed application its memory while it runs
 
-Started by the node agent, without arguments, with a plan, CRIU's socket, a socket of the container's
-init and the directory of the page files as descriptors 3 to 6. Ends when all memory is there.
+Started by the node agent, with all that it needs as descriptors from 3 on. Without arguments it serves
+an application, and ends when all memory is there, or with the application if memory is shared.
+With the argument fill it puts the memory of an image into the node's page store.
 
   --help     this text
   --version  the release
@@ -35,14 +43,8 @@ init and the directory of the page files as descriptors 3 to 6. Ends when all me
 
 fn main() -> ExitCode {
     match std::env::args().nth(1).as_deref() {
-        None => match run() {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                // The agent that would hear it may have gone.
-                let _ = writeln!(std::io::stderr(), "{error}");
-                ExitCode::FAILURE
-            }
-        },
+        None => ended(serve()),
+        Some("fill") => ended(fill_store()),
         Some("--help") => {
             print!("{HELP}");
             ExitCode::SUCCESS
@@ -52,36 +54,64 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Some(other) => {
-            eprintln!("woodfrog-pager: unknown argument {other:?}; it takes none but --help and --version");
+            eprintln!(
+                "woodfrog-pager: unknown argument {other:?}; it takes none but fill, --help and --version"
+            );
             ExitCode::from(2)
         }
     }
 }
 
-fn run() -> Result<(), Box<dyn std::error::Error>> {
+fn ended(result: Result<(), Error>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The agent that would hear it may have gone.
+            let _ = writeln!(std::io::stderr(), "{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn given(number: i32) -> Result<OwnedFd, Error> {
+    Ok(woodfrog_sys::process::given(number).map_err(|e| format!("descriptor {number}: {e}"))?)
+}
+
+fn serve() -> Result<(), Error> {
     // It needs nothing but its descriptors.
     rustix::thread::set_no_new_privs(true)?;
     let nothing = rustix::thread::CapabilitySet::empty();
     let none = CapabilitySets { effective: nothing, permitted: nothing, inheritable: nothing };
     rustix::thread::set_capabilities(None, none)?;
 
-    let given =
-        |number: i32| woodfrog_sys::process::given(number).map_err(|e| format!("descriptor {number}: {e}"));
     let mut bytes = Vec::new();
     File::from(given(Descriptor::Plan as i32)?).read_to_end(&mut bytes)?;
     let plan = Plan::decode(&*bytes)?;
     let (criu, init) = (given(Descriptor::Criu as i32)?, given(Descriptor::Init as i32)?);
     let dir = given(Descriptor::Pages as i32)?;
-    let mut pages = Vec::with_capacity(plan.processes.len());
-    for process in &plan.processes {
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let file = rustix::fs::openat2(&dir, &process.file, flags, Mode::empty(), resolve);
-        let file = file.map_err(|e| format!("cannot open {}: {e}", process.file))?;
-        pages.push(Mapping::new(file, usize::try_from(process.length)?)?);
-    }
-    let report = serve::Pager::new(plan, pages, criu, init).run()?;
-    // The agent may have gone meanwhile; the application has its memory.
-    let _ = std::io::stdout().write_all(&report.encode_to_vec());
+    let pages = plan.processes.iter().map(|process| open_pages(dir.as_fd(), process));
+    let pages = pages.collect::<Result<Vec<_>, _>>()?;
+    let sharing = if plan.shares() {
+        Some(Sharing {
+            ready: given(Descriptor::Ready as i32)?,
+            standing: given(Descriptor::Standing as i32)?,
+        })
+    } else {
+        None
+    };
+    Pager::new(plan, pages, Ends { criu, init, sharing }).run()?;
     Ok(())
+}
+
+fn fill_store() -> Result<(), Error> {
+    fill::fill(given(3)?, given(4)?, given(5)?)
+}
+
+/// A process's page file, mapped.
+fn open_pages(dir: BorrowedFd<'_>, process: &Process) -> Result<Mapping, Error> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::openat2(dir, &process.file, flags, Mode::empty(), resolve);
+    let file = file.map_err(|e| format!("cannot open {}: {e}", process.file))?;
+    Ok(Mapping::new(file, usize::try_from(process.length)?)?)
 }

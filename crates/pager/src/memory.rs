@@ -3,13 +3,17 @@
 //! Exactness rests on one rule: every event is taken in before any page is served ([`Memory::take`]), and the kernel
 //! refuses to serve (`EAGAIN`) while there is an event that has not been read. So a page that was given up, moved or unmapped is never
 //! filled with what was in it, and a child is given exactly the pages that its parent had not got when it forked.
+//!
+//! Shared memory is a private mapping of the process's file in the page store. The kernel asks for each page that is not in the page table, also
+//! for one that was there before: it is the file's if its address is still in `image`, and zero otherwise, as it would be in anonymous memory.
 
 use std::collections::VecDeque;
+use std::ops::AddAssign;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 
 use rustix::io::Errno;
-use woodfrog_protocol::pager::{Process, Span};
+use woodfrog_protocol::pager::{Process, Run, Span};
 use woodfrog_sys::mapping::Mapping;
 use woodfrog_sys::userfault::{Event, Partly, Userfault};
 
@@ -47,8 +51,18 @@ pub(crate) struct ServeError {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Counts {
     pub(crate) copied: u64,
+    pub(crate) mapped: u64,
     pub(crate) faults: u64,
     pub(crate) zero_faults: u64,
+}
+
+impl AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        self.copied += other.copied;
+        self.mapped += other.mapped;
+        self.faults += other.faults;
+        self.zero_faults += other.zero_faults;
+    }
 }
 
 /// One process.
@@ -57,6 +71,16 @@ pub(crate) struct Memory {
     userfault: Userfault,
     pages: Rc<Mapping>,
     pub(crate) pending: Pending,
+    /// Shared memory that the process has not given up.
+    pub(crate) image: Rc<Pending>,
+    /// Mappings of the page store that are to be put under the userfaultfd.
+    shared: Vec<Span>,
+    /// Memory that is under the userfaultfd and need not be once all of it is there.
+    anonymous: Pending,
+    /// It was forked after the thaw.
+    pub(crate) forked: bool,
+    /// As which its userfaultfd was given to init.
+    pub(crate) held: u64,
     /// Faults that are not answered yet: page and whether it is to be written.
     waiting: Vec<(u64, bool)>,
     /// What is known to be wanted first.
@@ -81,15 +105,27 @@ pub(crate) struct Memory {
 impl Memory {
     /// A process as CRIU hands it over.
     pub(crate) fn new(userfault: Userfault, process: &Process, pages: Rc<Mapping>, record: bool) -> Self {
-        let mut pending = Pending::default();
+        let (mut pending, mut image, mut anonymous) =
+            (Pending::default(), Pending::default(), Pending::default());
         for run in &process.runs {
             pending.insert(*run);
+            if run.shared {
+                image.insert(*run);
+            }
+        }
+        for Span { start, length } in process.anonymous.iter().copied() {
+            anonymous.insert(Run { start, length, offset: 0, shared: false });
         }
         Self {
             pid: process.pid,
             userfault,
             pages,
             pending,
+            image: Rc::new(image),
+            shared: process.shared.clone(),
+            anonymous,
+            forked: false,
+            held: 0,
             waiting: Vec::new(),
             first: process.first.iter().copied().collect(),
             cursor: 0,
@@ -110,6 +146,11 @@ impl Memory {
             userfault,
             pages: self.pages.clone(),
             pending: self.pending.clone(),
+            image: self.image.clone(),
+            shared: Vec::new(),
+            anonymous: self.anonymous.clone(),
+            forked: true,
+            held: 0,
             // The parent's threads wait for the parent's pages.
             waiting: Vec::new(),
             first: VecDeque::new(),
@@ -149,12 +190,53 @@ impl Memory {
                     self.waiting.push((address & !(PAGE - 1), write));
                 }
                 Some(Event::Fork(userfault)) => children.push(self.child(userfault)),
-                Some(Event::Remap { from, to, length }) => self.pending.relocate(from, to, length),
-                Some(Event::Remove { start, end } | Event::Unmap { start, end }) => {
+                Some(Event::Remap { from, to, length }) => {
+                    self.pending.relocate(from, to, length);
+                    self.image_mut().relocate(from, to, length);
+                    self.anonymous.relocate(from, to, length);
+                }
+                Some(Event::Remove { start, end }) => {
                     self.pending.remove(start, end);
+                    self.image_mut().remove(start, end);
+                }
+                Some(Event::Unmap { start, end }) => {
+                    self.pending.remove(start, end);
+                    self.image_mut().remove(start, end);
+                    self.anonymous.remove(start, end);
                 }
             }
         }
+    }
+
+    fn image_mut(&mut self) -> &mut Pending {
+        Rc::make_mut(&mut self.image)
+    }
+
+    /// Puts the shared memory under the userfaultfd. CRIU has mapped everything, and no thread runs.
+    pub(crate) fn register(&mut self) -> Result<(), ServeError> {
+        for span in std::mem::take(&mut self.shared) {
+            let registered = self.userfault.register(span.start, span.length);
+            registered.map_err(|errno| self.failed("share the memory", span.start, errno))?;
+        }
+        Ok(())
+    }
+
+    /// Takes anonymous memory off the userfaultfd that is all there, so that whatever is done with it costs no more than ever.
+    pub(crate) fn unregister(&mut self) {
+        let whole = |run: &Run| {
+            self.pending.from(run.start).is_none_or(|pending| pending.start >= run.start + run.length)
+        };
+        let done: Vec<Run> = self.anonymous.runs().filter(whole).collect();
+        for run in done {
+            self.anonymous.remove(run.start, run.start + run.length);
+            // Where the process has mapped something else meanwhile, there is nothing to take off.
+            let _ = self.userfault.unregister(run.start, run.length);
+        }
+    }
+
+    /// Whether there is no process any more to be served.
+    pub(crate) fn look_whether_gone(&mut self) {
+        self.gone |= self.userfault.is_gone();
     }
 
     /// Answers all faults.
@@ -173,6 +255,11 @@ impl Memory {
 
     fn answer_one(&mut self, page: u64, write: bool) -> Result<Served, ServeError> {
         let Some(run) = self.pending.at(page) else {
+            if let Some(run) = self.image.at(page) {
+                // It was there, and the kernel has dropped it from the page table.
+                self.pending.insert(clip(run, page, page + PAGE));
+                return self.bring(page, page + PAGE);
+            }
             self.counts.zero_faults += 1;
             return self.give_zeros(page, write);
         };
@@ -224,7 +311,7 @@ impl Memory {
         self.bring(run.start, end)
     }
 
-    /// Copies the pages from `start` up to `end`, which are pending and lie in one run.
+    /// Copies or maps the pages from `start` up to `end`, which are pending and lie in one run.
     fn bring(&mut self, start: u64, end: u64) -> Result<Served, ServeError> {
         let mut at = start;
         let mut most = end.saturating_sub(start);
@@ -235,14 +322,19 @@ impl Memory {
                 continue;
             };
             let part = clip(run, at, end.min(at + most));
-            let bytes = self.pages.read(part.offset, part.length);
-            let bytes = bytes.ok_or_else(|| self.failed("find the page", at, Errno::NXIO))?;
-            let (done, errno) = match self.userfault.copy(at, bytes) {
+            let result = if part.shared {
+                self.userfault.map(at, part.length)
+            } else {
+                let bytes = self.pages.read(part.offset, part.length);
+                let bytes = bytes.ok_or_else(|| self.failed("find the page", at, Errno::NXIO))?;
+                self.userfault.copy(at, bytes)
+            };
+            let (done, errno) = match result {
                 Ok(()) => (part.length, None),
                 Err(Partly { done, errno }) => (done, Some(errno)),
             };
             self.pending.remove(at, at + done);
-            self.counts.copied += done;
+            *(if part.shared { &mut self.counts.mapped } else { &mut self.counts.copied }) += done;
             at += done;
             match errno {
                 None => most = end - at,
@@ -258,7 +350,7 @@ impl Memory {
                     most = ((part.length - done) / 2).next_multiple_of(PAGE);
                 }
                 Some(Errno::NOENT) => return self.not_mapped(at),
-                Some(errno) => return Err(self.failed("copy a page", at, errno)),
+                Some(errno) => return Err(self.failed("bring a page", at, errno)),
             }
         }
         Ok(Served::Well)
@@ -271,6 +363,7 @@ impl Memory {
         if self.mapped && self.missing == Some(page) {
             self.missing = None;
             self.pending.remove(page, page + PAGE);
+            self.image_mut().remove(page, page + PAGE);
             self.wake(page);
             return Ok(Served::Well);
         }
@@ -281,7 +374,9 @@ impl Memory {
     fn give_zeros(&mut self, page: u64, write: bool) -> Result<Served, ServeError> {
         let result = if write {
             let given = if self.zeros.0 == page { (self.zeros.1 * 2).min(ZEROS.len() as u64) } else { PAGE };
-            let end = self.pending.from(page).map_or(page + given, |run| run.start.min(page + given));
+            // No further than up to what has contents.
+            let next = [self.pending.from(page), self.image.from(page)];
+            let end = next.into_iter().flatten().fold(page + given, |end, run| end.min(run.start));
             self.zeros = (end, end - page);
             self.userfault.copy(page, &ZEROS[..(end - page) as usize])
         } else {

@@ -1,6 +1,7 @@
-//! Which pages a process has not got yet, and where they lie in its page file.
+//! Sets of pages by address, and where they come from.
 //!
-//! This is all that is known of a process's memory: what is not in here is there already, or is zero.
+//! Two of these are all that is known of a process's memory: what it has not got yet, and, where memory is shared, what is its image's as long as
+//! it is not written to. What is in neither is there already, or is zero.
 
 use std::collections::BTreeMap;
 
@@ -9,9 +10,27 @@ use woodfrog_protocol::pager::Run;
 /// Runs of pages by address, none touching the address range of another.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Pending {
-    /// Start to end and offset in the page file.
-    runs: BTreeMap<u64, (u64, u64)>,
+    /// By start.
+    runs: BTreeMap<u64, Rest>,
     bytes: u64,
+}
+
+/// What is known of a run beside its start.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Rest {
+    end: u64,
+    offset: u64,
+    shared: bool,
+}
+
+impl Rest {
+    fn of(run: Run) -> Self {
+        Self { end: run.start + run.length, offset: run.offset, shared: run.shared }
+    }
+
+    fn from(self, start: u64) -> Run {
+        Run { start, length: self.end - start, offset: self.offset, shared: self.shared }
+    }
 }
 
 impl Pending {
@@ -19,20 +38,25 @@ impl Pending {
     pub(crate) fn insert(&mut self, run: Run) {
         if run.length > 0 {
             self.remove(run.start, run.start + run.length);
-            self.runs.insert(run.start, (run.start + run.length, run.offset));
+            self.runs.insert(run.start, Rest::of(run));
             self.bytes += run.length;
         }
     }
 
-    /// How much is pending.
+    /// All runs, ascending.
+    pub(crate) fn runs(&self) -> impl Iterator<Item = Run> {
+        self.runs.iter().map(|(start, rest)| rest.from(*start))
+    }
+
+    /// How much is in it.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
 
     /// The run that holds `address`, whole.
     pub(crate) fn at(&self, address: u64) -> Option<Run> {
-        let (&start, &(end, offset)) = self.runs.range(..=address).next_back()?;
-        (address < end).then_some(Run { start, length: end - start, offset })
+        let (&start, rest) = self.runs.range(..=address).next_back()?;
+        (address < rest.end).then(|| rest.from(start))
     }
 
     /// The first run with anything at or behind `address`, from there on.
@@ -40,8 +64,8 @@ impl Pending {
         if let Some(run) = self.at(address) {
             return Some(clip(run, address, u64::MAX));
         }
-        let (&start, &(end, offset)) = self.runs.range(address..).next()?;
-        Some(Run { start, length: end - start, offset })
+        let (&start, rest) = self.runs.range(address..).next()?;
+        Some(rest.from(start))
     }
 
     /// Forgets what lies from `start` up to `end`.
@@ -52,7 +76,7 @@ impl Pending {
             self.bytes -= whole.length;
             for rest in [clip(whole, 0, start), clip(whole, end, u64::MAX)] {
                 if rest.length > 0 {
-                    self.runs.insert(rest.start, (rest.start + rest.length, rest.offset));
+                    self.runs.insert(rest.start, Rest::of(rest));
                     self.bytes += rest.length;
                 }
             }
@@ -81,7 +105,7 @@ pub(crate) fn clip(run: Run, start: u64, end: u64) -> Run {
     let first = run.start.max(start);
     let behind = (run.start + run.length).min(end);
     let length = behind.saturating_sub(first);
-    Run { start: first, length, offset: run.offset + first.saturating_sub(run.start) }
+    Run { start: first, length, offset: run.offset + first.saturating_sub(run.start), shared: run.shared }
 }
 
 #[cfg(test)]
@@ -122,7 +146,7 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Insert(start, length, offset) => {
-                        pending.insert(Run { start, length, offset });
+                        pending.insert(Run { start, length, offset, shared: false });
                         for i in 0..length {
                             model.0[(start + i) as usize] = Some(offset + i);
                         }
@@ -152,9 +176,9 @@ mod tests {
     #[test]
     fn what_comes_next_begins_where_it_was_asked_for() {
         let mut pending = Pending::default();
-        pending.insert(Run { start: 10, length: 10, offset: 100 });
-        assert_eq!(pending.from(0), Some(Run { start: 10, length: 10, offset: 100 }));
-        assert_eq!(pending.from(15), Some(Run { start: 15, length: 5, offset: 105 }));
+        pending.insert(Run { start: 10, length: 10, offset: 100, shared: true });
+        assert_eq!(pending.from(0), Some(Run { start: 10, length: 10, offset: 100, shared: true }));
+        assert_eq!(pending.from(15), Some(Run { start: 15, length: 5, offset: 105, shared: true }));
         assert_eq!(pending.from(20), None);
     }
 }

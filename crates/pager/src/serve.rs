@@ -5,27 +5,31 @@
 //!                                    │
 //!        ┌── poll ◄──────────────────┤  1. events in   2. faults answered   3. a piece filled in
 //!        └──────────────────────────►│
-//!                                    └─ nothing is pending ──► COMPLETE to init, report, end
+//!                                    └─ nothing is pending ──► report, and COMPLETE to init, end
+//!                                                                    or, where memory is shared, MAPPED, and so on
 //! ```
 //!
 //! What CRIU sends is in `criu/uffd.c` (`send_uffd`, `lazy_pages_finish_restore`).
 
 use std::collections::VecDeque;
+use std::io::Write as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use prost::Message as _;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 use rustix::time::ClockId;
-use woodfrog_protocol::pager::{COMPLETE, HOLD, Plan, Report, Wanted};
+use woodfrog_protocol::pager::{COMPLETE, HOLD, MAPPED, Plan, READY, Report, Wanted, release};
 use woodfrog_sys::mapping::Mapping;
 use woodfrog_sys::scm;
 use woodfrog_sys::userfault::Userfault;
 
 use crate::memory::{Counts, Memory, ServeError, Served};
 use crate::pending::{Pending, clip};
+use crate::standing;
 use crate::wanted::batches;
 
 /// What is filled in unasked between two looks at what is asked for: while nobody asks, and while somebody does.
@@ -38,6 +42,8 @@ const PAUSE: Duration = Duration::from_micros(200);
 /// A recording ends when nothing was wanted for so long, and in any case after the second time.
 const QUIET: Duration = Duration::from_millis(150);
 const RECORDING: Duration = Duration::from_secs(2);
+/// How often it is looked whether forked processes have ended: nothing tells of that.
+const LOOK: Duration = Duration::from_secs(1);
 /// `LAZY_PAGES_RESTORE_FINISHED`.
 const FINISHED: u32 = 0x5253_5446;
 
@@ -75,13 +81,38 @@ enum Criu {
     Finished,
 }
 
+/// What a pager is given beside its plan and the pages.
+pub(crate) struct Ends {
+    /// Where CRIU connects.
+    pub(crate) criu: OwnedFd,
+    /// init's socket.
+    pub(crate) init: OwnedFd,
+    /// Only if memory is shared.
+    pub(crate) sharing: Option<Sharing>,
+}
+
+/// What a pager of shared memory is given.
+pub(crate) struct Sharing {
+    /// Where it says that the threads may run.
+    pub(crate) ready: OwnedFd,
+    /// Where the agent asks how things stand.
+    pub(crate) standing: OwnedFd,
+}
+
 /// A pager at work.
 pub(crate) struct Pager {
     plan: Plan,
     pages: Vec<Rc<Mapping>>,
     criu: Criu,
     init: OwnedFd,
+    /// None: the pager ends when all memory is there.
+    sharing: Option<Sharing>,
     processes: VecDeque<Memory>,
+    /// How many descriptors init was given.
+    held: u64,
+    looked: Instant,
+    /// Memory that needs nobody was taken off the userfaultfds.
+    unregistered: bool,
     /// Of processes that have ended.
     counts: Counts,
     wanted: Vec<Wanted>,
@@ -93,14 +124,18 @@ pub(crate) struct Pager {
 
 impl Pager {
     /// A pager for what is planned, with the page file of each process mapped.
-    pub(crate) fn new(plan: Plan, pages: Vec<Mapping>, listener: OwnedFd, init: OwnedFd) -> Self {
+    pub(crate) fn new(plan: Plan, pages: Vec<Mapping>, ends: Ends) -> Self {
         let total = plan.processes.iter().flat_map(|process| &process.runs).map(|run| run.length).sum();
         Self {
             plan,
             pages: pages.into_iter().map(Rc::new).collect(),
-            criu: Criu::Awaited(listener),
-            init,
+            criu: Criu::Awaited(ends.criu),
+            init: ends.init,
+            sharing: ends.sharing,
             processes: VecDeque::new(),
+            held: 0,
+            looked: Instant::now(),
+            unregistered: false,
             counts: Counts::default(),
             wanted: Vec::new(),
             last_fault: None,
@@ -110,29 +145,62 @@ impl Pager {
         }
     }
 
-    /// Serves until all memory is there, or the container has ended.
-    pub(crate) fn run(mut self) -> Result<Report, PagerError> {
+    /// Serves until all memory is there (if it is shared, until the container has ended), and writes a report to its standard output.
+    pub(crate) fn run(mut self) -> Result<(), PagerError> {
+        self.read_ahead();
         match self.serve_all() {
-            Ok(()) => {
-                scm::send(self.init.as_fd(), COMPLETE, &[]).map_err(socket("tell init"))?;
-                self.report.complete_us = monotonic_us();
-            }
+            Ok(()) => {}
             // Nobody needs the rest. What was wanted is worth knowing.
-            Err(PagerError::Ended) if matches!(self.criu, Criu::Finished) => {}
+            Err(PagerError::Ended) if matches!(self.criu, Criu::Finished) => {
+                self.tell();
+                return Ok(());
+            }
             Err(e) => return Err(e),
         }
-        Ok(self.finish())
+        self.report.complete_us = monotonic_us();
+        if self.sharing.is_none() {
+            // With the last descriptor the kernel forgets that anything was served here.
+            scm::send(self.init.as_fd(), COMPLETE, &[]).map_err(socket("tell init"))?;
+            self.tell();
+            return Ok(());
+        }
+        self.processes.iter_mut().for_each(Memory::unregister);
+        scm::send(self.init.as_fd(), MAPPED, &[]).map_err(socket("tell init"))?;
+        self.tell();
+        match self.stay() {
+            Err(PagerError::Ended) => Ok(()),
+            result => result,
+        }
     }
 
+    /// Goes on where all memory is there, and is shared.
+    fn stay(&mut self) -> Result<(), PagerError> {
+        let mut pause = None;
+        loop {
+            self.wait(pause)?;
+            self.is_init_there()?;
+            let later = self.serve()?;
+            self.answer()?;
+            self.look();
+            self.bury()?;
+            pause = match later {
+                Served::Later => Some(PAUSE),
+                Served::Well => self.processes.iter().any(|memory| memory.forked).then_some(LOOK),
+            };
+        }
+    }
+
+    /// Brings all memory.
     fn serve_all(&mut self) -> Result<(), PagerError> {
-        self.read_ahead();
         let mut pause = None;
         loop {
             self.wait(pause)?;
             self.is_init_there()?;
             self.hear_criu()?;
             let later = self.serve()?;
-            self.bury();
+            self.answer()?;
+            self.look();
+            self.bury()?;
             let finished = matches!(self.criu, Criu::Finished);
             let left: u64 = self.processes.iter().map(|memory| memory.pending.bytes()).sum();
             if finished && self.report.nearly_us == 0 && left <= self.total / 100 {
@@ -176,7 +244,8 @@ impl Pager {
             Criu::Awaited(socket) | Criu::Connected { socket, .. } => Some(socket.as_fd()),
             Criu::Finished => None,
         };
-        let descriptors = criu.into_iter().chain([self.init.as_fd()]);
+        let asking = self.sharing.as_ref().map(|sharing| sharing.standing.as_fd());
+        let descriptors = criu.into_iter().chain([self.init.as_fd()]).chain(asking);
         let descriptors = descriptors.chain(self.processes.iter().map(Memory::descriptor));
         let mut entries: Vec<_> =
             descriptors.map(|descriptor| PollFd::from_borrowed_fd(descriptor, PollFlags::IN)).collect();
@@ -225,9 +294,8 @@ impl Pager {
         let mut planned = self.plan.processes.iter().zip(&self.pages);
         let (process, pages) =
             planned.find(|(process, _)| process.pid == pid).ok_or(PagerError::UnknownProcess(pid))?;
-        self.hold(userfault.as_fd())?;
-        self.processes.push_back(Memory::new(userfault, process, pages.clone(), self.plan.record));
-        Ok(())
+        let memory = Memory::new(userfault, process, pages.clone(), self.plan.record);
+        self.hold(memory)
     }
 
     /// The threads are about to run.
@@ -237,13 +305,41 @@ impl Pager {
         self.recording = self.plan.record.then(Instant::now);
         for memory in &mut self.processes {
             memory.mapped = true;
+            memory.register()?;
+        }
+        if let Some(sharing) = &self.sharing {
+            rustix::io::write(&sharing.ready, READY).map_err(socket("tell the agent"))?;
         }
         Ok(())
     }
 
-    /// Gives init a descriptor to hold: should this process die, whoever waits for a page goes on waiting.
-    fn hold(&self, userfault: BorrowedFd<'_>) -> Result<(), PagerError> {
-        scm::send(self.init.as_fd(), HOLD, &[userfault]).map(drop).map_err(socket("tell init"))
+    /// Takes a process on, and gives init its descriptor to hold: should this process die, whoever waits for a page goes on waiting.
+    fn hold(&mut self, mut memory: Memory) -> Result<(), PagerError> {
+        scm::send(self.init.as_fd(), HOLD, &[memory.descriptor()]).map_err(socket("tell init"))?;
+        memory.held = self.held;
+        self.held += 1;
+        self.processes.push_back(memory);
+        Ok(())
+    }
+
+    /// Answers an agent that asks how things stand.
+    fn answer(&self) -> Result<(), PagerError> {
+        match &self.sharing {
+            Some(sharing) if matches!(self.criu, Criu::Finished) && is_readable(sharing.standing.as_fd()) => {
+                standing::answer(sharing.standing.as_fd(), &self.processes)
+                    .map_err(socket("answer the agent"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Looks now and then which forked processes have ended.
+    fn look(&mut self) {
+        if self.looked.elapsed() >= LOOK {
+            self.looked = Instant::now();
+            let forked = self.processes.iter_mut().filter(|memory| memory.forked);
+            forked.for_each(Memory::look_whether_gone);
+        }
     }
 
     /// Its end of the socket closes with the container, or with the agent if the thaw is given up before.
@@ -266,8 +362,7 @@ impl Pager {
                 later = Served::Later;
             }
             for child in children {
-                self.hold(child.descriptor())?;
-                self.processes.push_back(child);
+                self.hold(child)?;
             }
             index += 1;
         }
@@ -291,6 +386,9 @@ impl Pager {
         // While CRIU is at work, everything else would only be in its way.
         if first.is_some() || !matches!(self.criu, Criu::Finished) {
             return Ok(first);
+        }
+        if self.sharing.is_some() && !std::mem::replace(&mut self.unregistered, true) {
+            self.processes.iter_mut().for_each(Memory::unregister);
         }
         // In turn.
         self.processes.rotate_left(usize::from(self.processes.len() > 1));
@@ -322,35 +420,34 @@ impl Pager {
         }
     }
 
-    /// Forgets processes that have ended, and those that need nothing more.
-    fn bury(&mut self) {
-        let counts = &mut self.counts;
-        self.processes.retain(|memory| {
-            if memory.gone {
-                counts.copied += memory.counts.copied;
-                counts.faults += memory.counts.faults;
-                counts.zero_faults += memory.counts.zero_faults;
-            }
-            !memory.gone
-        });
+    /// Forgets processes that have ended.
+    fn bury(&mut self) -> Result<(), PagerError> {
+        for memory in self.processes.iter().filter(|memory| memory.gone) {
+            self.counts += memory.counts;
+            scm::send(self.init.as_fd(), &release(memory.held), &[]).map_err(socket("tell init"))?;
+        }
+        self.processes.retain(|memory| !memory.gone);
+        Ok(())
     }
 
-    fn finish(mut self) -> Report {
+    /// Writes the report. Whoever reads it sees its end.
+    fn tell(&mut self) {
         self.note_wanted();
-        // With the last descriptor the kernel forgets that anything was served here.
-        for memory in std::mem::take(&mut self.processes) {
-            self.counts.copied += memory.counts.copied;
-            self.counts.faults += memory.counts.faults;
-            self.counts.zero_faults += memory.counts.zero_faults;
-        }
-        Report {
-            copied: self.counts.copied,
-            faults: self.counts.faults,
-            zero_faults: self.counts.zero_faults,
+        let mut counts = self.counts;
+        self.processes.iter().for_each(|memory| counts += memory.counts);
+        let report = Report {
+            copied: counts.copied,
+            mapped: counts.mapped,
+            faults: counts.faults,
+            zero_faults: counts.zero_faults,
             cpu_us: micros(rustix::time::clock_gettime(ClockId::ProcessCPUTime)),
-            wanted: self.wanted,
-            ..self.report
-        }
+            wanted: std::mem::take(&mut self.wanted),
+            ..std::mem::take(&mut self.report)
+        };
+        // The agent may have gone meanwhile; the application has its memory.
+        let _ = std::io::stdout().write_all(&report.encode_to_vec());
+        let _ = std::io::stdout().flush();
+        let _ = rustix::stdio::dup2_stdout(std::io::stdin());
     }
 }
 

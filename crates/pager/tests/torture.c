@@ -1,9 +1,10 @@
 // A process whose memory a pager brings, as CRIU would hand it over, and that does with its memory whatever it likes.
 //
-//   torture SOCKET PAGES SEED ROUNDS [hold]
+//   torture SOCKET PAGES SEED ROUNDS [shared FILE] [hold]
 //
 // Page I of the region holds the words of word(I, …) as it was "dumped": the test has written the same into the page file. Every
 // operation is checked at once against a table of what each page should hold. "ok" and exit 0, or a line that says what was wrong.
+// With "shared" the region is a private mapping of FILE, where a page's offset is its address; the threads run when a byte comes on standard input.
 // With "hold" it reads one page after the other, tells each on standard output, and says "all" at the end.
 #define _GNU_SOURCE
 #include <errno.h>
@@ -32,6 +33,7 @@ enum kind { IMAGE, ZERO, OWN };
 struct page { char *at; enum kind kind; uint64_t value; int split; };
 
 static unsigned long pages;
+static const char *shared;
 static uint64_t seed;
 
 static uint64_t word(uint64_t page, uint64_t index) {
@@ -90,7 +92,7 @@ static void *work(void *argument) {
         unsigned long first = ((next(&random) % blocks) * WORKERS + w->number) * 16;
         unsigned long offset = next(&random) % 16, count = 1 + next(&random) % (16 - offset);
         struct page *p = &w->table[first + offset];
-        switch (next(&random) % 8) {
+        switch (next(&random) % 9) {
         case 0: // read
             for (unsigned long i = 0; i < count; i++) check(w->table, first + offset + i, "read");
             break;
@@ -154,6 +156,15 @@ static void *work(void *argument) {
                 close(pipes[1]);
             }
             break;
+        case 8: // lock it in memory: all of it comes at once
+            if (p->at) {
+                p->split = 1;
+                if (!mlock(p->at, PAGE)) {
+                    check(w->table, first + offset, "locked page");
+                    must(!munlock(p->at, PAGE), "munlock");
+                }
+            }
+            break;
         case 7: // a child sees what its parent had, and what it writes is its own
             if (next(&random) % 16 == 0) {
                 pid_t child = fork();
@@ -198,6 +209,15 @@ static void hand_over(const char *path, int userfault) {
     must(sendmsg(sock, &message, 0) == 1, "send the descriptor");
     // The first ranges are asked for before they are registered; a pager has to try again.
     usleep(2000);
+    if (shared) {
+        uint32_t finished = FINISHED;
+        must(send(sock, &finished, 4, 0) == 4, "send");
+        char ready;
+        must(read(0, &ready, 1) == 1, "wait for the pager");
+        close(sock);
+        close(userfault);
+        return;
+    }
     struct uffdio_register range = { .range = { (unsigned long)BASE, pages * PAGE }, .mode = UFFDIO_REGISTER_MODE_MISSING };
     must(!ioctl(userfault, UFFDIO_REGISTER, &range), "UFFDIO_REGISTER");
     uint32_t finished = FINISHED;
@@ -211,11 +231,15 @@ int main(int count, char **arguments) {
     pages = strtoul(arguments[2], 0, 0);
     seed = strtoul(arguments[3], 0, 0);
     long rounds = strtol(arguments[4], 0, 0);
-    int hold = count > 5;
+    int hold = !strcmp(arguments[count - 1], "hold");
+    if (count > 6 && !strcmp(arguments[5], "shared")) shared = arguments[6];
+    int file = shared ? open(shared, O_RDONLY | O_CLOEXEC) : -1;
+    must(!shared || file >= 0, "open the file");
     // The process must not touch the region before it is served.
     struct page *table = calloc(pages, sizeof *table);
     for (unsigned long i = 0; i < pages; i++) table[i] = (struct page){ BASE + i * PAGE, IMAGE, 0, 0 };
-    void *at = mmap(BASE, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE | MAP_NORESERVE, -1, 0);
+    int flags = MAP_PRIVATE | MAP_FIXED_NOREPLACE | MAP_NORESERVE | (shared ? 0 : MAP_ANONYMOUS);
+    void *at = mmap(BASE, pages * PAGE, PROT_READ | PROT_WRITE, flags, file, shared ? (off_t)BASE : 0);
     must(at == BASE, "mmap");
     int userfault = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
     must(userfault >= 0, "userfaultfd");

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Read as _, Seek as _, Write as _};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -11,9 +11,12 @@ use std::sync::OnceLock;
 
 use prost::Message as _;
 use rustix::fs::{MemfdFlags, Mode, OFlags};
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::{Pid, Signal};
-use woodfrog_protocol::pager::{COMPLETE, HOLD, Plan, Process, Report, Run, Span};
+use woodfrog_protocol::pager::{
+    COMPLETE, Fill, HOLD, MAPPED, MAX_MESSAGE, Plan, Process, Report, Run, Span, Standing, released,
+    store_file,
+};
 use woodfrog_sys::process::{Place, Program};
 use woodfrog_sys::{scm, userfault};
 
@@ -27,20 +30,47 @@ struct Paging {
     pager: woodfrog_sys::process::Child,
     init: OwnedFd,
     report: File,
+    shared: Option<Shared>,
+}
+
+/// What there is besides where memory is shared.
+struct Shared {
+    /// The process's file in the page store.
+    store: File,
+    /// Says when its threads may run.
+    ready: OwnedFd,
+    standing: PathBuf,
 }
 
 impl Paging {
     /// A pager for a process 300; `hurried` knows what will be wanted first, `record` asks what was.
     fn start(first: Vec<Span>, record: bool) -> Self {
+        Self::new(first, record, false)
+    }
+
+    /// With shared memory.
+    fn share(first: Vec<Span>, record: bool) -> Self {
+        Self::new(first, record, true)
+    }
+
+    fn new(first: Vec<Span>, record: bool, shared: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
         write_pages(&dir.path().join("pages-1.img"));
         // Two runs that meet in memory, and lie apart in the file.
         let half = PAGES / 2 * PAGE;
         let runs = vec![
-            Run { start: BASE, length: half, offset: half },
-            Run { start: BASE + half, length: half, offset: 0 },
+            Run { start: BASE, length: half, offset: half, shared },
+            Run { start: BASE + half, length: half, offset: 0, shared },
         ];
-        let process = Process { pid: 300, file: "pages-1.img".into(), length: 2 * half, runs, first };
+        let process = Process {
+            pid: 300,
+            file: "pages-1.img".into(),
+            length: 2 * half,
+            runs,
+            first,
+            shared: if shared { vec![Span { start: BASE, length: 2 * half }] } else { Vec::new() },
+            anonymous: Vec::new(),
+        };
         let plan = Plan { processes: vec![process], record };
         let mut file = File::from(rustix::fs::memfd_create("plan", MemfdFlags::CLOEXEC).unwrap());
         file.write_all(&plan.encode_to_vec()).unwrap();
@@ -59,29 +89,54 @@ impl Paging {
         for given in [file.as_fd(), listener.as_fd(), theirs.as_fd(), pages.as_fd()] {
             program.descriptor(given);
         }
+        let (ready, says) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        let standing = dir.path().join("standing.socket");
+        let asked = listen(&standing);
+        if shared {
+            program.descriptor(says.as_fd());
+            program.descriptor(asked.as_fd());
+        }
         let pager = program.start(&Place::default()).unwrap();
-        Self { dir, pager, init, report: report.into() }
+        let shared = shared.then(|| Shared { store: fill(dir.path()), ready, standing });
+        Self { dir, pager, init, report: report.into(), shared }
     }
 
     fn torture(&self, seed: u64, rounds: u64, more: &[&str]) -> Child {
-        Command::new(program())
-            .arg(self.dir.path().join("lazy-pages.socket"))
-            .args([PAGES, seed, rounds].map(|number| number.to_string()))
-            .args(more)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap()
+        let mut command = Command::new(program());
+        command.arg(self.dir.path().join("lazy-pages.socket"));
+        command.args([PAGES, seed, rounds].map(|number| number.to_string()));
+        if let Some(shared) = &self.shared {
+            let store = format!("/proc/{}/fd/{}", std::process::id(), shared.store.as_raw_fd());
+            command.arg("shared").arg(store).stdin(Stdio::from(shared.ready.try_clone().unwrap()));
+        }
+        command.args(more).stdout(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// What an agent is told that asks now.
+    fn standing(&self) -> Standing {
+        let path = &self.shared.as_ref().unwrap().standing;
+        let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+        rustix::net::connect(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
+        let mut message = [0];
+        let file = scm::receive(socket.as_fd(), &mut message).unwrap().descriptors.pop().unwrap();
+        let mut bytes = Vec::new();
+        let mut file = File::from(file);
+        file.rewind().unwrap();
+        file.read_to_end(&mut bytes).unwrap();
+        Standing::decode(&*bytes).unwrap()
     }
 
     /// What the init is told until the end: how many descriptors it was given to hold, and whether all memory came.
     fn told(&self) -> (Vec<OwnedFd>, bool) {
         let (mut held, mut complete) = (Vec::new(), false);
         loop {
-            let mut message = [0];
+            let mut message = [0; MAX_MESSAGE];
             let received = scm::receive(self.init.as_fd(), &mut message).unwrap();
             match &message[..received.bytes] {
                 [] => return (held, complete),
                 said if said == HOLD => held.extend(received.descriptors),
+                said if released(said).is_some() => {}
+                said if said == MAPPED => return (held, false),
                 said => complete = said == COMPLETE,
             }
         }
@@ -93,6 +148,40 @@ impl Paging {
         assert_eq!(self.pager.wait().unwrap().exit_status(), Some(0));
         Report::decode(&*bytes).unwrap()
     }
+}
+
+fn listen(path: &Path) -> OwnedFd {
+    let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
+    rustix::net::listen(&socket, 8).unwrap();
+    socket
+}
+
+/// The process's file in the page store, as the pager's program makes it from the page file in `dir`.
+fn fill(dir: &Path) -> File {
+    let store = tempfile::tempdir_in("/dev/shm").unwrap();
+    let half = PAGES / 2 * PAGE;
+    let runs = vec![
+        Run { start: BASE, length: half, offset: half, shared: true },
+        Run { start: BASE + half, length: half, offset: 0, shared: true },
+    ];
+    let process =
+        Process { pid: 300, file: "pages-1.img".into(), length: 2 * half, runs, ..Process::default() };
+    let mut plan = File::from(rustix::fs::memfd_create("fill", MemfdFlags::CLOEXEC).unwrap());
+    plan.write_all(&Fill { processes: vec![process] }.encode_to_vec()).unwrap();
+    plan.rewind().unwrap();
+    let binary = File::open(env!("CARGO_BIN_EXE_woodfrog-pager")).unwrap();
+    let (pages, to) = (File::open(dir).unwrap(), File::open(store.path()).unwrap());
+    let (null, stderr) = (File::open("/dev/null").unwrap(), std::io::stderr());
+    let mut program = Program::new(binary.as_fd(), [null.as_fd(), null.as_fd(), stderr.as_fd()]);
+    program.argument(c"woodfrog-pager".to_owned());
+    program.argument(c"fill".to_owned());
+    for given in [pages.as_fd(), to.as_fd(), plan.as_fd()] {
+        program.descriptor(given);
+    }
+    let filled = program.start(&Place::default()).unwrap().wait().unwrap();
+    assert_eq!(filled.exit_status(), Some(0));
+    File::open(store.path().join(store_file(300))).unwrap()
 }
 
 /// The memory as it was "dumped": the second half of the region first.
@@ -130,6 +219,13 @@ fn finish(child: Child) -> String {
     said
 }
 
+/// More of them, from another seed on, are a matter of patience: WOODFROG_TORTURE=FIRST..BEHIND.
+fn seeds() -> std::ops::Range<u64> {
+    let seeds = std::env::var("WOODFROG_TORTURE").unwrap_or_else(|_| "1..13".into());
+    let (first, behind) = seeds.split_once("..").unwrap();
+    first.parse().unwrap()..behind.parse().unwrap()
+}
+
 /// Serving another process takes root, and a kernel with userfaultfd.
 fn is_possible() -> bool {
     match userfault::probe() {
@@ -147,10 +243,7 @@ fn not_one_byte_is_wrong_whatever_a_process_does_with_its_memory() {
     if !is_possible() {
         return;
     }
-    // More of them, from another seed on, are a matter of patience: WOODFROG_TORTURE=FIRST..BEHIND.
-    let seeds = std::env::var("WOODFROG_TORTURE").unwrap_or_else(|_| "1..13".into());
-    let (first, behind) = seeds.split_once("..").unwrap();
-    for seed in first.parse::<u64>().unwrap()..behind.parse().unwrap() {
+    for seed in seeds() {
         let hot = vec![
             Span { start: BASE + 100 * PAGE, length: 50 * PAGE },
             Span { start: BASE + (PAGES - 8) * PAGE, length: 64 * PAGE },
@@ -164,6 +257,32 @@ fn not_one_byte_is_wrong_whatever_a_process_does_with_its_memory() {
         assert_eq!(finish(process), "ok", "seed {seed}");
         let report = paging.report();
         assert!(report.copied <= PAGES * PAGE * 40, "seed {seed}: {report:?}");
+    }
+}
+
+#[test]
+fn not_one_byte_of_shared_memory_is_wrong_whatever_a_process_does_with_it() {
+    if !is_possible() {
+        return;
+    }
+    for seed in seeds() {
+        let hot = vec![Span { start: BASE + 100 * PAGE, length: 50 * PAGE }];
+        let mut paging = Paging::share(if seed % 2 == 0 { hot } else { Vec::new() }, seed % 3 == 0);
+        let mut process = paging.torture(seed, 2000, &[]);
+        let (held, _) = paging.told();
+        assert!(!held.is_empty(), "seed {seed}");
+        let mut bytes = Vec::new();
+        paging.report.read_to_end(&mut bytes).unwrap();
+        let report = Report::decode(&*bytes).unwrap();
+        assert!(report.mapped > 0 && report.complete_us > 0, "seed {seed}: {report:?}");
+        let mut said = String::new();
+        process.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+        assert_eq!(said, "ok\n", "seed {seed}");
+        assert!(process.wait().unwrap().success());
+        // The pager stays until the init has gone.
+        assert!(paging.pager.try_wait().unwrap().is_none());
+        drop(paging.init);
+        assert_eq!(paging.pager.wait().unwrap().exit_status(), Some(0));
     }
 }
 

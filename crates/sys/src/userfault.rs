@@ -100,6 +100,29 @@ struct ZeroPage {
     zeroed: i64,
 }
 
+/// `struct uffdio_register`.
+#[repr(C)]
+struct Register {
+    range: Range,
+    mode: u64,
+    ioctls: u64,
+}
+
+/// `struct uffdio_continue`.
+#[repr(C)]
+struct Continue {
+    range: Range,
+    mode: u64,
+    mapped: i64,
+}
+
+/// `struct uffdio_writeprotect`.
+#[repr(C)]
+struct WriteProtect {
+    range: Range,
+    mode: u64,
+}
+
 /// `struct uffdio_api`.
 #[repr(C)]
 struct Api {
@@ -114,25 +137,48 @@ const fn request(direction: u32, number: u32, size: usize) -> libc::Ioctl {
 }
 
 const UFFDIO_API: libc::Ioctl = request(3, 0x3f, mem::size_of::<Api>());
+const UFFDIO_REGISTER: libc::Ioctl = request(3, 0x00, mem::size_of::<Register>());
+const UFFDIO_UNREGISTER: libc::Ioctl = request(2, 0x01, mem::size_of::<Range>());
 const UFFDIO_WAKE: libc::Ioctl = request(2, 0x02, mem::size_of::<Range>());
 const UFFDIO_COPY: libc::Ioctl = request(3, 0x03, mem::size_of::<Copy>());
 const UFFDIO_ZEROPAGE: libc::Ioctl = request(3, 0x04, mem::size_of::<ZeroPage>());
+
+const UFFDIO_WRITEPROTECT: libc::Ioctl = request(3, 0x06, mem::size_of::<WriteProtect>());
+const UFFDIO_CONTINUE: libc::Ioctl = request(3, 0x07, mem::size_of::<Continue>());
+
+/// `UFFDIO_REGISTER_MODE_MISSING` and `UFFDIO_REGISTER_MODE_MINOR`.
+const MISSING_AND_MINOR: u64 = (1 << 0) | (1 << 2);
 
 /// `UFFD_API`.
 const API: u64 = 0xaa;
 /// Fork, remap, remove and unmap are told of.
 const EVENT_FEATURES: u64 = (1 << 1) | (1 << 2) | (1 << 3) | (1 << 6);
 
+/// `UFFD_FEATURE_MINOR_SHMEM` (Linux 5.14).
+const MINOR_SHMEM: u64 = 1 << 10;
+
 /// Whether this kernel has what serving the memory of a process from the outside takes.
 ///
 /// # Errors
 /// What it lacks, as the kernel says it: `ENOSYS`, `EPERM`, or `EINVAL` for the events.
 pub fn probe() -> Result<(), Errno> {
+    probe_for(EVENT_FEATURES)
+}
+
+/// Whether this kernel also tells of pages that are in a file on a tmpfs and not in the page table of who reads them.
+///
+/// # Errors
+/// As for [`probe`].
+pub fn probe_shared() -> Result<(), Errno> {
+    probe_for(EVENT_FEATURES | MINOR_SHMEM)
+}
+
+fn probe_for(features: u64) -> Result<(), Errno> {
     // SAFETY: a plain system call that makes a descriptor.
     let fd = check(unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK) })?;
     // SAFETY: the descriptor was just made, for this owner.
     let userfault = Userfault(unsafe { OwnedFd::from_raw_fd(fd as i32) });
-    let mut api = Api { api: API, features: EVENT_FEATURES, ioctls: 0 };
+    let mut api = Api { api: API, features, ioctls: 0 };
     userfault.ioctl(UFFDIO_API, &mut api)
 }
 
@@ -191,6 +237,40 @@ impl Userfault {
     pub fn zero(&self, start: u64, length: u64) -> Result<(), Partly> {
         let mut zero = ZeroPage { range: Range { start, length }, mode: 0, zeroed: 0 };
         partly(self.ioctl(UFFDIO_ZEROPAGE, &mut zero), zero.zeroed)
+    }
+
+    /// Puts a private mapping of a file on a tmpfs under this descriptor: whoever touches a page that is not in the page table waits,
+    /// whether or not the file has one.
+    ///
+    /// # Errors
+    /// `EINVAL`: the range is not all such memory. `EBUSY`: another descriptor has it. `ESRCH`: the process has gone.
+    pub fn register(&self, start: u64, length: u64) -> Result<(), Errno> {
+        let range = Range { start, length };
+        self.ioctl(UFFDIO_REGISTER, &mut Register { range, mode: MISSING_AND_MINOR, ioctls: 0 })
+    }
+
+    /// Nothing is told of this range any more. Whoever waits there tries again.
+    ///
+    /// # Errors
+    /// `EINVAL`: nothing that could be served is mapped there. `ESRCH`: the process has gone.
+    pub fn unregister(&self, start: u64, length: u64) -> Result<(), Errno> {
+        self.ioctl(UFFDIO_UNREGISTER, &mut Range { start, length })
+    }
+
+    /// Maps the pages that the file has there ([`Userfault::register`]), and wakes who waits for them.
+    ///
+    /// # Errors
+    /// As for [`Userfault::copy`], and `EFAULT`: the file has no such page.
+    pub fn map(&self, start: u64, length: u64) -> Result<(), Partly> {
+        let mut map = Continue { range: Range { start, length }, mode: 0, mapped: 0 };
+        partly(self.ioctl(UFFDIO_CONTINUE, &mut map), map.mapped)
+    }
+
+    /// Whether the process has ended, or runs another program.
+    pub fn is_gone(&self) -> bool {
+        // No memory is registered for that, so that it fails on whatever is there and changes nothing.
+        let mut protect = WriteProtect { range: Range { start: 1 << 46, length: 4096 }, mode: 0 };
+        self.ioctl(UFFDIO_WRITEPROTECT, &mut protect) == Err(Errno::SRCH)
     }
 
     /// Lets whoever waits for a page of the range try again.
