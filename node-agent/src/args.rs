@@ -63,6 +63,12 @@ pub struct RunArgs {
     /// What brings memory to thawed applications; default: `woodfrog-pager` beside this binary.
     #[arg(long)]
     pub pager: Option<PathBuf>,
+    /// Directory on a tmpfs for the memory that applications share.
+    #[arg(long, env = "WOODFROG_PAGE_STORE", default_value = paths::PAGES_DIR)]
+    pub page_store: PathBuf,
+    /// The most that is kept there, in bytes; default: a quarter of the node's memory.
+    #[arg(long, env = "WOODFROG_PAGE_STORE_BYTES")]
+    pub page_store_bytes: Option<u64>,
 }
 
 /// Options of the shim.

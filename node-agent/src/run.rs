@@ -16,6 +16,7 @@ use crate::adapters::containerd::Containerd;
 use crate::adapters::registry::Registries;
 use crate::args::{Command, RunArgs, ShimArgs};
 use crate::control;
+use crate::engine::page_store::PageStore;
 use crate::engine::pager::PagerProgram;
 use crate::engine::working_sets::WorkingSets;
 use crate::engine::{Dirs, Engine, Means};
@@ -39,10 +40,12 @@ async fn agent(args: RunArgs) -> Result<()> {
     let dirs = Dirs {
         freezes: args.state_dir.join("freezes"),
         scratch: args.containers_dir.with_file_name("scratch"),
+        pagers: args.containers_dir.with_file_name("pagers"),
         containers: args.containers_dir,
     };
     std::fs::create_dir_all(&dirs.containers)
         .with_context(|| format!("cannot create {}", dirs.containers.display()))?;
+    private(&dirs.pagers).with_context(|| format!("cannot create {}", dirs.pagers.display()))?;
     for dir in [&dirs.freezes, &dirs.scratch] {
         empty(dir).with_context(|| format!("cannot make {} anew", dir.display()))?;
     }
@@ -54,12 +57,18 @@ async fn agent(args: RunArgs) -> Result<()> {
     let runtime = Arc::new(Containerd::connect(&args.containerd).await?);
     let pager = beside_us(args.pager, "woodfrog-pager")?;
     let pager = PagerProgram::open(&pager).inspect_err(|e| warn!("thaws copy all memory first: {e}")).ok();
+    let page_store = pager.as_ref().and_then(|program| {
+        let budget = args.page_store_bytes.unwrap_or_else(default_budget);
+        PageStore::open(args.page_store, budget, program.clone())
+            .inspect_err(|e| warn!("memory: Shared is served as Copied: {e}"))
+            .ok()
+    });
     let sets = args.state_dir.join("working-sets");
     let working_sets =
         WorkingSets::open(sets.clone()).with_context(|| format!("cannot use {}", sets.display()))?;
     let activator = Activator::probe(args.kubelet).await;
     let activator = activator.inspect_err(|e| warn!("no container can be dormant here: {e}")).ok();
-    let means = Means { criu: Arc::new(criu), pager, activator, node };
+    let means = Means { criu: Arc::new(criu), pager, page_store, activator, node };
     let engine = Engine::new(runtime, Arc::new(Registries), means, working_sets, dirs);
     engine.adopt().await?;
     let listener =
@@ -84,7 +93,18 @@ fn empty(dir: &Path) -> std::io::Result<()> {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
         _ => {}
     }
+    private(dir)
+}
+
+/// A directory for root alone, which may be there.
+fn private(dir: &Path) -> std::io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
+/// A quarter of the node's memory.
+fn default_budget() -> u64 {
+    let memory = rustix::system::sysinfo();
+    memory.totalram as u64 * u64::from(memory.mem_unit) / 4
 }
 
 /// A program that was named, or that lies beside this one.

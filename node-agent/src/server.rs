@@ -104,7 +104,7 @@ async fn answer(
             Ok(ok)
         }
         Some(request::Kind::List(_)) => {
-            Ok(response::Kind::Containers(Containers { containers: engine.list() }))
+            Ok(response::Kind::Containers(Containers { containers: engine.list(), stored: engine.stored() }))
         }
         Some(request::Kind::Freeze(freeze)) => {
             engine.freeze(freeze, progress.clone()).await.map(response::Kind::Frozen)

@@ -96,6 +96,17 @@ impl World<'_> {
         serde_json::from_str(&output).with_context(|| output)
     }
 
+    /// Likewise, into an image whose applications share their memory.
+    ///
+    /// # Errors
+    /// The freeze failed.
+    pub fn freeze_shared(&self, container: &Container, image: &str) -> Result<Value> {
+        let name = format!("{}/app", container.pod_name());
+        let freeze = ["freeze", &name, "--image", image, "--memory", "shared", "--output", "json"];
+        let output = self.stack.woodfrog(&freeze)?;
+        serde_json::from_str(&output).with_context(|| output)
+    }
+
     /// What `woodfrog ps` says of a pod's container.
     ///
     /// # Errors

@@ -77,7 +77,6 @@ async fn api_a_bad_checkpoint_is_refused_with_a_sentence_that_says_what_to_do() 
         (named("registry.example:port/web"), image),
         (named(&format!("registry.example/web@sha256:{}", "0".repeat(64))), "name a tag and no digest"),
         (named(&format!("registry.example/{}", "a".repeat(300))), "may not be more than 255"),
-        (checkpoint_with(json!({"memory": "Shared"})), "memory: Shared does not exist yet"),
         (
             checkpoint_with(json!({"connections": "Drop"})),
             "supported values: \"Refuse\", \"Close\", \"Keep\"",
@@ -164,7 +163,6 @@ async fn api_a_bad_pool_is_refused_with_a_sentence_that_says_what_to_do() -> Res
         (pool_with(json!({"standby": "Dormant"})), "standby: Dormant and Frozen do not exist yet"),
         (pool_with(json!({"standby": "Frozen"})), "standby: Dormant and Frozen do not exist yet"),
         (pool_with(json!({"standby": "Asleep"})), "supported values: \"Dormant\", \"Frozen\", \"Awake\""),
-        (pool_with(json!({"memory": "Shared"})), "memory: Shared does not exist yet"),
         (pool_with(json!({"idleTimeout": "5 minutes"})), "this is not a duration"),
         (pool_with(json!({"minAwakeTime": ""})), "this is not a duration"),
         (pool_with(json!({"onIdle": "Delete"})), "supported values: \"Discard\", \"Save\""),

@@ -9,6 +9,9 @@ pub const VERSION: &str = "v1alpha1";
 /// Annotation of a pod: `"true"` puts its containers under Woodfrog, so that they can be frozen.
 pub const MANAGED_ANNOTATION: &str = "woodfrog.dev/managed";
 
+/// Annotation of a pod: how its containers get their memory when they are thawed (`Copied` or `Shared`), whatever their images say.
+pub const MEMORY_ANNOTATION: &str = "woodfrog.dev/memory";
+
 /// Label of a Checkpoint: the node whose agent has work with it. The operator sets it together with
 /// `status.instruction` or `status.pruning` and takes it away with them; agents watch by it, so that the API server sends each only its own.
 pub const NODE_LABEL: &str = "woodfrog.dev/node";

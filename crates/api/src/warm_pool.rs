@@ -76,10 +76,7 @@ use crate::{Duration, LocalReference, Memory};
 #[x_kube(
     validation = Rule::new("!has(self.standby) || self.standby == 'Awake'")
         .message("standby: Dormant and Frozen do not exist yet; leave standby out, or set it to Awake")
-        .field_path(".standby"),
-    validation = Rule::new("!has(self.memory) || self.memory != 'Shared'")
-        .message("memory: Shared does not exist yet; leave memory out, or set it to Copied")
-        .field_path(".memory")
+        .field_path(".standby")
 )]
 pub struct WarmPoolSpec {
     /// The Checkpoint of this namespace from whose pod template and images the pods are made.
@@ -94,7 +91,8 @@ pub struct WarmPoolSpec {
     /// freezer) do not exist yet.
     #[serde(default)]
     pub standby: Standby,
-    /// How a thawed pod gets its memory. Default: as its Checkpoint says. Copied: each has its own. Shared does not exist yet.
+    /// How a thawed pod gets its memory. Default: as its Checkpoint says. Copied: each has its own, and after a moment is as if it had never
+    /// been frozen. Shared: all on a node share one copy until they write; some calls take longer for good.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<Memory>,
     /// How long a woken pod may be without connections before it stands by again. Nothing to a pool that is Awake.

@@ -107,6 +107,10 @@ pub(crate) struct Freeze {
     #[arg(long, default_value = "refuse")]
     pub(crate) connections: Connections,
 
+    /// How applications get their memory when they are thawed from the image
+    #[arg(long, default_value = "copied")]
+    pub(crate) memory: Memory,
+
     /// End the application once its image is safe; without it the application goes on
     #[arg(long)]
     pub(crate) stop: bool,
@@ -172,6 +176,24 @@ impl From<Connections> for agent::Connections {
             Connections::Refuse => Self::Refuse,
             Connections::Close => Self::Close,
             Connections::Keep => Self::Keep,
+        }
+    }
+}
+
+/// How a thawed application gets its memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Memory {
+    /// Each has its own
+    Copied,
+    /// All on a node share one copy until they write
+    Shared,
+}
+
+impl From<Memory> for agent::Memory {
+    fn from(memory: Memory) -> Self {
+        match memory {
+            Memory::Copied => Self::Copied,
+            Memory::Shared => Self::Shared,
         }
     }
 }

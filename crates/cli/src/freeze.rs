@@ -57,6 +57,7 @@ fn request(freeze: Freeze) -> Result<FreezeRequest, Failure> {
     Ok(FreezeRequest {
         targets: targets(freeze.containers, freeze.image)?,
         connections: agent::Connections::from(freeze.connections).into(),
+        memory: agent::Memory::from(freeze.memory).into(),
         stop: freeze.stop,
         plain_http: freeze.registry.plain_http,
         docker_config,

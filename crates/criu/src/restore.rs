@@ -111,6 +111,16 @@ impl Restore {
         Err(CriuError::unexpected(Operation::Restore, "it ended without post-restore"))
     }
 
+    /// Lets CRIU go on until [`RestoreStage::PreResume`], and leaves it there: all memory is mapped where it belongs, and no thread runs.
+    pub async fn before_resume(&mut self) -> Result<(), CriuError> {
+        while let Some(stage) = self.next().await? {
+            if matches!(stage, RestoreStage::PreResume) {
+                return Ok(());
+            }
+        }
+        Err(CriuError::unexpected(Operation::Restore, "it ended without pre-resume"))
+    }
+
     /// Lets CRIU go on to the end; the PID of the root task in the container.
     pub async fn finish(mut self) -> Result<i32, CriuError> {
         while self.next().await?.is_some() {}

@@ -18,6 +18,7 @@ pub(crate) fn labels(base: &BaseImage, record: &CheckpointRecord, new_layers: &[
         (labels::FORMAT, labels::FORMAT_VERSION.to_string()),
         (labels::ROOTFS_LAYERS, (base.layers.len() + diffs).to_string()),
         (labels::MEMORY_BYTES, record.memory_bytes().to_string()),
+        (labels::MEMORY, record.memory_mode.as_str().to_owned()),
         (labels::STATE_BYTES, record.state_bytes().to_string()),
         (labels::ARCHITECTURE, record.compatibility.architecture.clone()),
         (labels::COMPATIBILITY, record.compatibility.to_string()),

@@ -15,6 +15,10 @@ pub const MEMORY_BYTES: &str = "dev.woodfrog.checkpoint.memory-bytes";
 /// Bytes of the state layer's files, uncompressed.
 pub const STATE_BYTES: &str = "dev.woodfrog.checkpoint.state-bytes";
 
+/// How applications get their memory when they are thawed from the image: `Copied` or `Shared`. For people and schedulers; the
+/// node decides by `woodfrog.json`.
+pub const MEMORY: &str = "dev.woodfrog.checkpoint.memory";
+
 /// What the node must be, for people and schedulers; the node decides by `woodfrog.json`.
 pub const COMPATIBILITY: &str = "dev.woodfrog.checkpoint.compatibility";
 

@@ -41,8 +41,8 @@ pub use lay_out::{LayOutError, LayOutReport, lay_out};
 pub use layer::{Compression, Layer};
 pub use node::NodeError;
 pub use record::{
-    CheckpointRecord, FileRecord, Hook, Listener, MAGIC, MAX_BYTES, PageFileRecord, Process, RecordError,
-    Source, Stdio, VolumeKind, VolumeRecord,
+    CheckpointRecord, FileRecord, Hook, Listener, MAGIC, MAX_BYTES, MemoryMode, PageFileRecord, Process,
+    RecordError, Source, Stdio, VolumeKind, VolumeRecord,
 };
 pub use registry::{
     BlobOutcome, BlobReader, BlobSource, Deletion, NoProgress, PulledImage, PushProgress, Pushed, Reference,

@@ -76,6 +76,9 @@ pub struct CheckpointRecord {
     pub after_restore: Vec<Hook>,
     /// The pod's addresses when it was frozen: listeners bound to one of them move to the new pod's.
     pub pod_addresses: Vec<IpAddr>,
+    /// How the application gets its memory when it is thawed, unless its pod says otherwise.
+    #[serde(default, skip_serializing_if = "MemoryMode::is_copied")]
+    pub memory_mode: MemoryMode,
     /// The files of the state layer, except this one and the volumes' archives.
     #[serde(default)]
     pub files: Vec<FileRecord>,
@@ -85,6 +88,36 @@ pub struct CheckpointRecord {
     /// Contents of volumes that the image carries.
     #[serde(default)]
     pub volumes: Vec<VolumeRecord>,
+}
+
+/// How a thawed application gets its memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MemoryMode {
+    /// Each has its own.
+    #[default]
+    Copied,
+    /// All that are thawed from an image on a node share what they do not write to.
+    Shared,
+}
+
+impl MemoryMode {
+    /// The default, which the record leaves out.
+    pub fn is_copied(&self) -> bool {
+        *self == Self::Copied
+    }
+
+    /// The word for it, as labels and annotations have it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Copied => "Copied",
+            Self::Shared => "Shared",
+        }
+    }
+
+    /// The mode that a label or an annotation names.
+    pub fn parse(word: &str) -> Option<Self> {
+        [Self::Copied, Self::Shared].into_iter().find(|mode| mode.as_str() == word)
+    }
 }
 
 /// Where a checkpoint comes from.
@@ -315,6 +348,7 @@ pub(crate) mod tests {
             stdio: vec![Stdio { fd: 1, key: "pipe:[4711]".into() }],
             processes: vec![Process { pid: 300, name: "java".into() }],
             listeners: vec![Listener { protocol: "tcp".into(), address: "0.0.0.0:8080".into() }],
+            memory_mode: MemoryMode::Copied,
             after_restore: vec![
                 Hook::Exec { command: vec!["/bin/reseed".into()], timeout_seconds: 5 },
                 Hook::Http { port: 8080, path: "/awake".into(), timeout_seconds: 1 },

@@ -170,6 +170,19 @@ pub struct FreezeRequest {
     /// Commands run in each container after a restore, in reverse order.
     #[prost(message, repeated, tag = "7")]
     pub after_restore: Vec<Hook>,
+    /// How thawed applications get their memory, unless their pods say otherwise.
+    #[prost(enumeration = "Memory", tag = "8")]
+    pub memory: i32,
+}
+
+/// How a thawed application gets its memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Enumeration, Serialize, Deserialize)]
+#[repr(i32)]
+pub enum Memory {
+    /// Each has its own.
+    Copied = 0,
+    /// All that are thawed from an image on a node share what they do not write to.
+    Shared = 1,
 }
 
 /// One container of a [`FreezeRequest`].
@@ -292,6 +305,26 @@ pub struct Containers {
     /// In the order of their creation.
     #[prost(message, repeated, tag = "1")]
     pub containers: Vec<Container>,
+    /// The images whose memory is in the page store.
+    #[prost(message, repeated, tag = "2")]
+    pub stored: Vec<StoredImage>,
+}
+
+/// An image in the node's page store.
+#[derive(Clone, PartialEq, Eq, Message, Serialize, Deserialize)]
+pub struct StoredImage {
+    /// Digest of its manifest.
+    #[prost(string, tag = "1")]
+    pub digest: String,
+    /// Bytes of memory that it takes.
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
+    /// Some application on this node uses it.
+    #[prost(bool, tag = "3")]
+    pub used: bool,
+    /// When it was last wanted, seconds since 1970-01-01 UTC.
+    #[prost(uint64, tag = "4")]
+    pub wanted_unix: u64,
 }
 
 /// A managed container.
@@ -348,6 +381,9 @@ pub struct Container {
     /// How often it woke from being dormant.
     #[prost(uint64, tag = "17")]
     pub wakes: u64,
+    /// It shares the memory of its image with others.
+    #[prost(bool, tag = "18")]
+    pub shares_memory: bool,
 }
 
 /// How the memory of a thawed application came.
@@ -368,6 +404,10 @@ pub struct MemoryReport {
     /// CPU time of the pager, microseconds.
     #[prost(uint64, tag = "5")]
     pub cpu_us: u64,
+    /// Bytes that were mapped from the page store instead.
+    #[prost(uint64, tag = "6")]
+    #[serde(default)]
+    pub mapped_bytes: u64,
 }
 
 /// A phase and its duration.

@@ -10,6 +10,8 @@ pub const AGENT_SOCKET: &str = "/run/woodfrog/agent.sock";
 pub const CRI_SOCKET: &str = "/run/woodfrog/cri.sock";
 /// Parent of the control directories, one a container, each named by its token.
 pub const CONTAINERS_DIR: &str = "/run/woodfrog/containers";
+/// The node's page store, a directory on a tmpfs that no container sees.
+pub const PAGES_DIR: &str = "/run/woodfrog/pages";
 /// The node's cache of kernel features, made by `criu check`, mounted at the same path in containers.
 pub const KDAT: &str = "/run/criu.kdat";
 
@@ -28,10 +30,13 @@ pub const RESTORE_JSON: &str = "restore.json";
 
 /// Container annotation that holds the control directory's token.
 pub const TOKEN_ANNOTATION: &str = "dev.woodfrog/token";
+/// Pod annotation (`Copied` or `Shared`) that says how its containers get their memory when they are thawed, whatever their images say.
+pub const MEMORY_ANNOTATION: &str = "woodfrog.dev/memory";
 /// Pod annotation (`"true"`) that puts a pod's containers under Woodfrog.
 pub const MANAGED_ANNOTATION: &str = "woodfrog.dev/managed";
 /// Pod annotations that say how containers from checkpoint images stand by. The shim hands them on, the agent reads them.
-pub const STANDBY: [&str; 3] = [STANDBY_ANNOTATION, IDLE_TIMEOUT_ANNOTATION, MIN_AWAKE_TIME_ANNOTATION];
+pub const STANDBY: [&str; 4] =
+    [STANDBY_ANNOTATION, IDLE_TIMEOUT_ANNOTATION, MIN_AWAKE_TIME_ANNOTATION, MEMORY_ANNOTATION];
 /// `Awake` (the default), or `Dormant`.
 pub const STANDBY_ANNOTATION: &str = "woodfrog.dev/standby";
 /// After how long without traffic they fall asleep again, such as `30s` or `5m`; without it they stay awake.

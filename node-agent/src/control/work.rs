@@ -9,7 +9,7 @@ use kube::{Api, ResourceExt};
 use tokio::sync::{mpsc, watch};
 use tracing::info;
 use woodfrog_api::{
-    AgentPhase, AgentStatus, Checkpoint, Connections, FrozenContainer, Hook, Instruction, PushedImage,
+    AgentPhase, AgentStatus, Checkpoint, Connections, FrozenContainer, Hook, Instruction, Memory, PushedImage,
 };
 use woodfrog_protocol::agent::{self, FreezeRequest, FreezeTarget, Frozen, Progress, response};
 
@@ -187,6 +187,11 @@ impl Work<'_> {
             docker_config,
             before_checkpoint: hooks.before_checkpoint.iter().map(hook).collect(),
             after_restore: hooks.after_restore.iter().map(hook).collect(),
+            memory: match instruction.memory {
+                Memory::Copied => agent::Memory::Copied,
+                Memory::Shared => agent::Memory::Shared,
+            }
+            .into(),
         }
     }
 

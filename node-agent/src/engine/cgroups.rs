@@ -36,6 +36,28 @@ pub fn of(pid: i32) -> io::Result<Vec<OwnedFd>> {
     Ok(found)
 }
 
+/// Name of the page store's cgroup.
+const PAGE_STORE: &str = "woodfrog-pages";
+
+/// The directory of a cgroup for the page store, made if it is missing, in the hierarchy that counts memory. None where the agent cannot make
+/// one: the store is then charged to the agent.
+pub fn of_page_store() -> Option<OwnedFd> {
+    let mounts = Process::myself().and_then(|me| me.mountinfo()).ok()?;
+    let counts = |mount: &&procfs::process::MountInfo| match &*mount.fs_type {
+        "cgroup2" => std::fs::read_to_string(mount.mount_point.join("cgroup.controllers"))
+            .is_ok_and(|controllers| controllers.split_whitespace().any(|name| name == "memory")),
+        "cgroup" => mount.super_options.contains_key("memory"),
+        _ => false,
+    };
+    let path = mounts.0.iter().find(counts)?.mount_point.join(PAGE_STORE);
+    match std::fs::create_dir(&path) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return None,
+        _ => {}
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(&path, flags, Mode::empty()).ok()
+}
+
 /// A hierarchy without controllers has a name instead (`name=systemd`).
 fn named(controller: &str, options: &std::collections::HashMap<String, Option<String>>) -> bool {
     let Some(name) = controller.strip_prefix("name=") else { return false };

@@ -78,6 +78,8 @@ pub struct Life {
     pub freezing: bool,
     /// Some of its memory is still to come from its image.
     pub memory_pending: bool,
+    /// It shares the memory of its image with others.
+    pub shares_memory: bool,
     /// How its memory came, once all is there.
     pub memory: Option<MemoryReport>,
     /// Phases of its thaw.
@@ -149,6 +151,7 @@ impl Container {
             warm: false,
             freezing: false,
             memory_pending: false,
+            shares_memory: false,
             memory: None,
             thaw_phases: Vec::new(),
             thaw_us: (0, 0),

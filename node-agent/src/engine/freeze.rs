@@ -24,10 +24,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use woodfrog_criu::Dump;
 use woodfrog_image::{
-    BaseImage, BlobOutcome, BlobStore, CheckpointRecord, Listener, Process, PushProgress, Source, Stdio,
+    BaseImage, BlobOutcome, BlobStore, CheckpointRecord, Listener, MemoryMode, Process, PushProgress, Source,
+    Stdio,
 };
 use woodfrog_protocol::agent::{
-    Connections, Finding, FreezeRequest, Frozen, FrozenImage, Progress, response,
+    Connections, Finding, FreezeRequest, Frozen, FrozenImage, Memory, Progress, response,
 };
 
 use super::container::{Container, Order, Phasing};
@@ -343,6 +344,10 @@ fn record(
         pod_addresses: netns::addresses(life.init)?,
         files: Vec::new(),
         memory: Vec::new(),
+        memory_mode: match request.memory() {
+            Memory::Copied => MemoryMode::Copied,
+            Memory::Shared => MemoryMode::Shared,
+        },
         volumes: Vec::new(),
     })
 }

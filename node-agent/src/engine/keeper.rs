@@ -101,15 +101,16 @@ async fn follow(engine: Arc<Engine>, container: Weak<Container>, digest: String,
             container.note(message);
         }
     };
-    let report = match pager.ended().await {
+    let report = match pager.report().await {
         Ok(report) => report,
         Err(e) => return note(format!("its pager: {e}")),
     };
     if report.complete_us > 0 {
         note(format!(
-            "all memory is there {:.1} ms after the application ran: {:.1} MB brought, {} faults, {:.1} ms of CPU time",
+            "all memory is there {:.1} ms after the application ran: {:.1} MB brought, {:.1} MB shared, {} faults, {:.1} ms of CPU time",
             report.complete_us.saturating_sub(report.released_us) as f64 / 1e3,
             report.copied as f64 / 1e6,
+            report.mapped as f64 / 1e6,
             report.faults,
             report.cpu_us as f64 / 1e3,
         ));
@@ -119,6 +120,7 @@ async fn follow(engine: Arc<Engine>, container: Weak<Container>, digest: String,
             nearly_us: report.nearly_us,
             complete_us: report.complete_us,
             cpu_us: report.cpu_us,
+            mapped_bytes: report.mapped,
         };
         if let Some(container) = container.upgrade() {
             container.update(|life| life.memory = Some(memory));
@@ -233,6 +235,7 @@ impl Keeper<'_> {
                 image_digest,
                 after_restore,
                 pager,
+                shares_memory,
                 phases,
                 began_us,
                 done_us,
@@ -248,6 +251,7 @@ impl Keeper<'_> {
                     life.thaw_phases = phases;
                     life.thaw_us = (began_us, done_us);
                     life.memory_pending = pager.is_some();
+                    life.shares_memory = shares_memory;
                 });
                 if let Some(pager) = pager {
                     tokio::spawn(follow(self.engine.clone(), Arc::downgrade(self.container), digest, pager));

@@ -15,6 +15,7 @@ mod images;
 pub mod keeper;
 pub mod link;
 pub mod netns;
+pub mod page_store;
 pub mod pager;
 pub mod phases;
 pub mod preflight;
@@ -25,6 +26,7 @@ pub mod restore_json;
 pub mod runtime;
 mod sleep;
 pub mod standby;
+pub mod standing;
 pub mod thaw;
 pub mod tree;
 pub mod unix;
@@ -41,13 +43,14 @@ use woodfrog_criu::Toolchain;
 use woodfrog_image::Compatibility;
 use woodfrog_protocol::agent::{
     CheckRequest, Checked, Connections, Container as Listed, ContainerCreated, FreezeRequest, Frozen,
-    Outcome, Started, response,
+    Outcome, Started, StoredImage, response,
 };
 use woodfrog_protocol::paths;
 
 use crate::activator::Activator;
 use container::{Container, Order, Phasing};
 pub use error::EngineError;
+use page_store::PageStore;
 use pager::PagerProgram;
 use publish::Publisher;
 use runtime::{Runtime, RuntimeError};
@@ -62,6 +65,8 @@ pub struct Dirs {
     pub freezes: PathBuf,
     /// Rewritten image files of thaws under way, in memory.
     pub scratch: PathBuf,
+    /// Sockets of pagers that share memory.
+    pub pagers: PathBuf,
 }
 
 /// What this node can do.
@@ -70,6 +75,8 @@ pub struct Means {
     pub criu: Arc<Toolchain>,
     /// None: a thaw copies all memory first.
     pub pager: Option<Arc<PagerProgram>>,
+    /// None: no memory is shared.
+    pub page_store: Option<PageStore>,
     /// None: no container can be dormant.
     pub activator: Option<Arc<Activator>>,
     /// What it can thaw.
@@ -87,6 +94,8 @@ pub struct Engine {
     /// None: no container can be dormant.
     activator: Option<Arc<Activator>>,
     images: images::Images,
+    /// None: no memory is shared.
+    page_store: Option<PageStore>,
     working_sets: WorkingSets,
     /// What this node can thaw.
     pub node: Compatibility,
@@ -103,7 +112,7 @@ impl Engine {
         working_sets: WorkingSets,
         dirs: Dirs,
     ) -> Arc<Self> {
-        let Means { criu, pager, activator, node } = means;
+        let Means { criu, pager, page_store, activator, node } = means;
         let (images, containers) = Default::default();
         Arc::new(Self {
             runtime,
@@ -112,6 +121,7 @@ impl Engine {
             pager,
             activator,
             images,
+            page_store,
             working_sets,
             node,
             dirs,
@@ -159,6 +169,9 @@ impl Engine {
     ) -> Result<(), EngineError> {
         let (container, orders) = Container::new(&self.dirs.containers, token, info, checkpoint_image);
         let container = Arc::new(container);
+        // Left by an earlier agent's thaw.
+        let shares_memory = self.standing(&container).exists();
+        container.update(|life| life.shares_memory = shares_memory);
         let sockets = keeper::Sockets::bind(&container)
             .map_err(|source| EngineError::ControlDirectory { path: container.dir.clone(), source })?;
         self.lock().insert(token.into(), container.clone());
@@ -200,7 +213,23 @@ impl Engine {
 
     /// kubelet removed a container.
     pub fn removed(&self, id: &str) {
-        self.lock().retain(|_, container| container.info.id != id);
+        self.lock().retain(|_, container| {
+            let stays = container.info.id != id;
+            if !stays && let Err(e) = standing::forget(&self.standing(container)) {
+                warn!(container = %container.info.display(), "cannot remove the socket of its pager: {e}");
+            }
+            stays
+        });
+    }
+
+    /// Where the pager of a container that shares memory is asked how things stand.
+    fn standing(&self, container: &Container) -> PathBuf {
+        self.dirs.pagers.join(&container.token)
+    }
+
+    /// The images in the page store.
+    pub fn stored(&self) -> Vec<StoredImage> {
+        self.page_store.as_ref().map(PageStore::list).unwrap_or_default()
     }
 
     /// The managed containers.
@@ -307,6 +336,7 @@ fn listed(container: &Container) -> Listed {
         thaw_started_us: life.thaw_us.0,
         thaw_done_us: life.thaw_us.1,
         memory_pending: life.memory_pending,
+        shares_memory: life.shares_memory,
         memory: life.memory,
         wakes: life.wakes,
     }

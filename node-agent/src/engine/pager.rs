@@ -18,17 +18,17 @@ use prost::Message;
 use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::pipe::PipeFlags;
-use rustix::process::WaitIdStatus;
-use tokio::io::Interest;
 use tokio::task::spawn_blocking;
-use woodfrog_criu::images::messages::memory::Pagemap;
+use tracing::warn;
+use woodfrog_criu::images::messages::memory::{Pagemap, Vma, status};
 use woodfrog_criu::images::{Checkpoint, PAGE_SIZE};
-use woodfrog_protocol::pager::{Plan, Process, Report, Run, Wanted};
-use woodfrog_sys::process::{Child, Program, Waiting};
-use woodfrog_sys::ready::Ready;
+use woodfrog_protocol::pager::{Plan, Process, Report, Run, Span, Wanted};
+use woodfrog_sys::process::{Child, Place, Program, Waiting};
 use woodfrog_sys::userfault;
 
+use super::page_store::Stored;
 use super::prepared::Prepared;
+use super::{cgroups, standing};
 use super::thaw::{ThawError, failed};
 
 /// Where CRIU looks for it, in its work directory.
@@ -51,6 +51,36 @@ impl PagerProgram {
         let opened = opened.map_err(|errno| PagerUnavailable::Program { path: path.to_owned(), errno })?;
         Ok(Arc::new(Self(opened)))
     }
+
+    /// Runs it with the argument `fill` and these descriptors, in the cgroup of the page store, so that its pages are charged to that. Blocks
+    /// until it has ended.
+    ///
+    /// # Errors
+    /// What it says, or why it could not be started.
+    pub fn fill(&self, given: [BorrowedFd<'_>; 3]) -> Result<(), String> {
+        let run = || {
+            let (errors, complained) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+            let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+            let mut program = Program::new(self.0.as_fd(), [null.as_fd(), null.as_fd(), complained.as_fd()]);
+            program.argument(c"woodfrog-pager".to_owned());
+            program.argument(c"fill".to_owned());
+            for descriptor in given {
+                program.descriptor(descriptor);
+            }
+            let groups = cgroups::of_page_store();
+            let place = groups.iter().fold(Place::default(), |place, group| place.cgroup(group.as_fd()));
+            let child = program.start(&place).map_err(io::Error::other)?;
+            drop(complained);
+            let said = all(errors)?;
+            Ok::<_, io::Error>((child.wait()?, said))
+        };
+        let (status, said) = run().map_err(|e| e.to_string())?;
+        if status.exit_status() == Some(0) {
+            return Ok(());
+        }
+        let said = String::from_utf8_lossy(&said).trim().to_owned();
+        Err(if said.is_empty() { format!("{status:?}") } else { said })
+    }
 }
 
 /// Why there is no pager on this node.
@@ -69,6 +99,15 @@ pub enum PagerUnavailable {
     },
 }
 
+/// What a pager needs to share memory.
+#[derive(Clone, Debug)]
+pub struct Sharing {
+    /// The image's memory.
+    pub stored: Arc<Stored>,
+    /// Where the pager is to be asked how things stand (see [`standing`]).
+    pub standing: PathBuf,
+}
+
 /// A pager that waits for CRIU, or serves already. If this is dropped before the init has its end of the socket, the pager
 /// ends; it is reaped in any case.
 #[derive(Debug)]
@@ -78,6 +117,8 @@ pub struct Pager(Option<Running>);
 struct Running {
     /// The end that is the init's: when it is closed, the pager ends.
     init: OwnedFd,
+    /// If memory is shared: says when the threads may run.
+    ready: Option<OwnedFd>,
     child: Child,
     report: OwnedFd,
     errors: OwnedFd,
@@ -94,17 +135,31 @@ impl Pager {
         place: Waiting,
         prepared: Arc<Prepared>,
         wanted: Option<Vec<Wanted>>,
+        sharing: Option<Sharing>,
         work: PathBuf,
     ) -> Result<Option<Self>, ThawError> {
         spawn_blocking(move || {
-            let plan = plan(&prepared.images, wanted);
+            let plan = plan(&prepared.images, wanted, sharing.is_some());
             if plan.processes.is_empty() {
                 return Ok(None);
             }
-            start(&program, place, &plan, prepared.directory(), &work).map(Some)
+            start(&program, place, &plan, prepared.directory(), sharing.as_ref(), &work).map(Some)
         })
         .await?
         .map_err(failed("start the pager"))
+    }
+
+    /// Waits until the threads may run. CRIU must have mapped everything.
+    ///
+    /// # Errors
+    /// The pager has ended: the init kills what was restored.
+    pub async fn ready(&mut self) -> Result<(), ThawError> {
+        let Some(ready) = self.0.as_mut().and_then(|running| running.ready.take()) else { return Ok(()) };
+        let read = spawn_blocking(move || {
+            let mut byte = [0];
+            File::from(ready).read_exact(&mut byte)
+        });
+        read.await?.map_err(failed("share memory: the pager has ended"))
     }
 
     /// The socket for the init.
@@ -112,25 +167,30 @@ impl Pager {
         self.0.as_ref().map(|running| running.init.as_fd())
     }
 
-    /// Waits for its end: what it did, or why it did not.
-    pub async fn ended(mut self) -> Result<Report, String> {
-        let Some(Running { init, child, report, errors }) = self.0.take() else {
+    /// Waits until all memory is there: what it did, or why it did not. One that shares memory works on, and is reaped when it ends.
+    pub async fn report(mut self) -> Result<Report, String> {
+        let Some(Running { init, child, report, errors, .. }) = self.0.take() else {
             return Ok(Report::default());
         };
         drop(init);
-        let read = spawn_blocking(move || Ok::<_, io::Error>((all(report)?, all(errors)?)));
-        let status = async {
-            let child = Ready::new(child, Interest::READABLE)?;
-            child
-                .when(Interest::READABLE, |child| child.try_wait()?.ok_or(io::ErrorKind::WouldBlock.into()))
-                .await
-        };
-        let (read, status) = tokio::join!(read, status);
-        let (report, errors) = read.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
-        if status.as_ref().is_ok_and(|status: &WaitIdStatus| status.exit_status() == Some(0)) {
+        let read = spawn_blocking(move || all(report)).await.map_err(|e| e.to_string())?;
+        let report = read.map_err(|e| e.to_string())?;
+        // A thread, since it ends in its own time.
+        let end = move || (child.wait(), all(errors).unwrap_or_default());
+        if !report.is_empty() {
+            std::thread::spawn(move || {
+                let (_, said) = end();
+                if !said.is_empty() {
+                    warn!("a pager: {}", String::from_utf8_lossy(&said).trim());
+                }
+            });
             return Report::decode(&*report).map_err(|e| e.to_string());
         }
-        let said = String::from_utf8_lossy(&errors).trim().to_owned();
+        let (status, said) = spawn_blocking(end).await.map_err(|e| e.to_string())?;
+        let said = String::from_utf8_lossy(&said).trim().to_owned();
+        if said.is_empty() && status.as_ref().is_ok_and(|status| status.exit_status() == Some(0)) {
+            return Ok(Report::default());
+        }
         Err(if said.is_empty() { format!("{status:?}") } else { said })
     }
 }
@@ -150,6 +210,7 @@ fn start(
     place: Waiting,
     plan: &Plan,
     pages: BorrowedFd<'_>,
+    sharing: Option<&Sharing>,
     work: &Path,
 ) -> io::Result<Pager> {
     let listener = UnixListener::bind(work.join(SOCKET))?;
@@ -167,34 +228,75 @@ fn start(
     for given in [file.as_fd(), listener.as_fd(), theirs.as_fd(), pages] {
         program.descriptor(given);
     }
+    let (ready, says) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    let asked = sharing.map(|sharing| standing::listen(&sharing.standing)).transpose()?;
+    let lock = sharing.map(|sharing| sharing.stored.lock());
+    if let (Some(asked), Some(lock)) = (&asked, &lock)
+        && plan.shares()
+    {
+        for given in [says.as_fd(), asked.as_fd(), lock.as_fd()] {
+            program.descriptor(given);
+        }
+    }
     let child = place.run(&program).map_err(io::Error::other)?;
-    Ok(Pager(Some(Running { init: ours, child, report, errors })))
+    let ready = plan.shares().then_some(ready);
+    Ok(Pager(Some(Running { init: ours, ready, child, report, errors })))
 }
 
-/// What of each process's memory CRIU leaves to a page server: the runs that the dump marked as such.
-fn plan(images: &Checkpoint, wanted: Option<Vec<Wanted>>) -> Plan {
+/// What of each process's memory CRIU leaves to a page server: the runs that the dump marked as such. What can be shared is, if that is
+/// asked for.
+pub(super) fn plan(images: &Checkpoint, wanted: Option<Vec<Wanted>>, share: bool) -> Plan {
     let mut plan = Plan { processes: Vec::new(), record: wanted.is_none() };
     let wanted = wanted.unwrap_or_default();
     for task in &images.tasks {
         let Some(body) = &task.body else { continue };
+        let shared: Vec<Span> = if share { body.sharable().map(span).collect() } else { Vec::new() };
         let mut offset = 0;
         let mut runs = Vec::new();
         for run in &body.pages.runs {
             let length = run.pages() * PAGE_SIZE;
             if run.flags.unwrap_or(0) & Pagemap::LAZY != 0 {
-                runs.push(Run { start: run.vaddr, length, offset });
+                divide(Run { start: run.vaddr, length, offset, shared: false }, &shared, &mut runs);
             }
             offset += length;
         }
         let Ok(pid) = i32::try_from(task.pid()) else { continue };
         let first = wanted.iter().find(|wanted| wanted.pid == pid);
         let first = first.map(|wanted| wanted.spans.clone()).unwrap_or_default();
-        plan.processes.push(Process { pid, file: body.pages.file_name(), length: offset, runs, first });
+        let is_anonymous = |vma: &&Vma| vma.status & status::ANON_PRIVATE != 0;
+        let anonymous = body.mm.vmas.iter().filter(is_anonymous).map(span);
+        let anonymous = anonymous.filter(|span| share && !shared.contains(span)).collect();
+        let file = body.pages.file_name();
+        plan.processes.push(Process { pid, file, length: offset, runs, first, shared, anonymous });
     }
     if plan.processes.iter().all(|process| process.runs.is_empty()) {
         plan.processes.clear();
     }
     plan
+}
+
+fn span(vma: &Vma) -> Span {
+    Span { start: vma.start, length: vma.end - vma.start }
+}
+
+/// Adds a run in parts, each of which lies in one of the mappings that are shared (ascending), or in none.
+fn divide(run: Run, shared: &[Span], parts: &mut Vec<Run>) {
+    let end = run.start + run.length;
+    let mut at = run.start;
+    let first = shared.partition_point(|span| span.start + span.length <= run.start);
+    let mut add = |from: u64, to: u64, shared: bool| {
+        if from < to {
+            let offset = run.offset + (from - run.start);
+            parts.push(Run { start: from, length: to - from, offset, shared });
+        }
+    };
+    for span in shared[first..].iter().take_while(|span| span.start < end) {
+        let (from, to) = (span.start.max(at), (span.start + span.length).min(end));
+        add(at, from, false);
+        add(from, to, true);
+        at = to;
+    }
+    add(at, end, false);
 }
 
 fn all(pipe: OwnedFd) -> io::Result<Vec<u8>> {

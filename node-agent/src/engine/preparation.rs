@@ -10,13 +10,14 @@ use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use tokio_util::task::AbortOnDropHandle;
 use woodfrog_criu::Seat;
+use woodfrog_image::MemoryMode;
 use woodfrog_sys::process::{Place, Waiting};
 
 use super::container::Container;
-use super::pager::Pager;
+use super::pager::{self, Pager, Sharing};
 use super::prepared::Prepared;
 use super::thaw::{ThawError, failed};
-use super::{Engine, cgroups, images};
+use super::{Engine, cgroups, images, standby};
 
 /// A thaw's work ahead of its container's start. Given up when it is dropped.
 #[derive(Debug)]
@@ -34,6 +35,8 @@ pub struct Ready {
     pub seat: Seat,
     /// Brings memory later; none if the node cannot, or the image has nothing for it.
     pub pager: Option<Pager>,
+    /// The image's memory, if the container is to share it.
+    pub sharing: Option<Sharing>,
     /// For CRIU: `work` is its work directory.
     pub scratch: TempDir,
     init: i32,
@@ -48,10 +51,19 @@ impl Preparation {
     }
 
     /// Of a container whose image has been read, and whose init is process `init`.
-    pub fn of(engine: &Arc<Engine>, prepared: Arc<Prepared>, init: i32) -> Self {
+    pub fn of(
+        engine: &Arc<Engine>,
+        container: &Arc<Container>,
+        prepared: Arc<Prepared>,
+        init: i32,
+    ) -> Self {
         let (connected, _) = oneshot::channel();
-        let engine = engine.clone();
-        let work = async move { furnish(&engine, prepared, take(&engine, init).await?).await };
+        let (engine, container) = (engine.clone(), container.clone());
+        let work = async move {
+            let sharing = sharing(&engine, &container, &prepared);
+            let (sharing, taken) = tokio::try_join!(sharing, take(&engine, init))?;
+            furnish(&engine, prepared, sharing, taken).await
+        };
         Self { work: AbortOnDropHandle::new(tokio::spawn(work)), init: connected }
     }
 
@@ -65,7 +77,9 @@ impl Preparation {
         match self.work.await?? {
             ready if ready.init == init => Ok(ready),
             // The runtime told of another process.
-            Ready { prepared, .. } => furnish(engine, prepared, take(engine, init).await?).await,
+            Ready { prepared, sharing, .. } => {
+                furnish(engine, prepared, sharing, take(engine, init).await?).await
+            }
         }
     }
 }
@@ -83,8 +97,45 @@ async fn prepare(
     connected: oneshot::Receiver<i32>,
 ) -> Result<Ready, ThawError> {
     let taken = async { take(&engine, pid1(&engine, &container, connected).await?).await };
-    let (prepared, taken) = tokio::try_join!(images::read(&engine, &container), taken)?;
-    furnish(&engine, prepared, taken).await
+    let image = async {
+        let prepared = images::read(&engine, &container).await?;
+        let sharing = sharing(&engine, &container, &prepared).await?;
+        Ok((prepared, sharing))
+    };
+    let ((prepared, sharing), taken) = tokio::try_join!(image, taken)?;
+    furnish(&engine, prepared, sharing, taken).await
+}
+
+/// The image's memory in the page store, if the pod or the image asks for that and it can be had. The first time this takes as long as reading it.
+pub(super) async fn sharing(
+    engine: &Arc<Engine>,
+    container: &Arc<Container>,
+    prepared: &Arc<Prepared>,
+) -> Result<Option<Sharing>, ThawError> {
+    let asked = standby::memory(&container.dir).unwrap_or(prepared.record.memory_mode);
+    if asked != MemoryMode::Shared {
+        return Ok(None);
+    }
+    if engine.page_store.is_none() {
+        container.note("its memory is copied and not shared: this node has no page store (the agent's log says why)");
+        return Ok(None);
+    }
+    let (engine, container, prepared) = (engine.clone(), container.clone(), prepared.clone());
+    let stored = spawn_blocking(move || {
+        let store = engine.page_store.as_ref()?;
+        let processes = pager::plan(&prepared.images, None, true).processes;
+        if processes.iter().all(|process| process.shared.is_empty()) {
+            return None;
+        }
+        match store.get(&prepared, &processes) {
+            Ok(stored) => Some(Sharing { stored: Arc::new(stored), standing: engine.standing(&container) }),
+            Err(e) => {
+                container.note(format!("its memory is copied and not shared: {e}"));
+                None
+            }
+        }
+    });
+    Ok(stored.await?)
 }
 
 /// Once the runtime tells of PID 1, or it connects: a runtime that is restarted tells nothing.
@@ -121,18 +172,24 @@ async fn take(engine: &Engine, init: i32) -> Result<Taken, ThawError> {
     Ok(Taken { init, seat, pager })
 }
 
-async fn furnish(engine: &Engine, prepared: Arc<Prepared>, taken: Taken) -> Result<Ready, ThawError> {
+async fn furnish(
+    engine: &Engine,
+    prepared: Arc<Prepared>,
+    sharing: Option<Sharing>,
+    taken: Taken,
+) -> Result<Ready, ThawError> {
     let scratch = tempfile::tempdir_in(&engine.dirs.scratch).map_err(failed("make a scratch directory"))?;
     let work = scratch.path().join("work");
     std::fs::create_dir(&work).map_err(failed("make a scratch directory"))?;
     let pager = match (&engine.pager, taken.pager) {
         (Some(program), Some(place)) => {
             let wanted = engine.working_sets.get(&prepared.digest);
-            Pager::start(program.clone(), place, prepared.clone(), wanted, work).await?
+            Pager::start(program.clone(), place, prepared.clone(), wanted, sharing.clone(), work).await?
         }
         _ => None,
     };
-    Ok(Ready { prepared, seat: taken.seat, pager, scratch, init: taken.init })
+    let sharing = sharing.filter(|_| pager.is_some());
+    Ok(Ready { prepared, seat: taken.seat, pager, sharing, scratch, init: taken.init })
 }
 
 fn open_pidfd(pid: i32) -> Result<OwnedFd, ThawError> {

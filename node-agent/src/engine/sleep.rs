@@ -20,7 +20,7 @@ use woodfrog_protocol::init::{Exiting, Hello, Reason, Start, State, from_init, t
 use super::container::{Container, Order, Phasing};
 use super::keeper::Keeper;
 use super::link::{Link, LinkError};
-use super::preparation::Preparation;
+use super::preparation::{self, Preparation};
 use super::prepared::Prepared;
 use super::standby::Standby;
 use super::thaw::ThawError;
@@ -87,6 +87,9 @@ impl Keeper<'_> {
                 return self.attend(&mut link, orders).await;
             }
         };
+        let ahead = (self.engine.clone(), self.container.clone(), prepared.clone());
+        // If its memory is to be shared, it is in the page store by the time it wakes.
+        tokio::spawn(async move { drop(preparation::sharing(&ahead.0, &ahead.1, &ahead.2).await) });
         match self.gate(&link, &prepared, thawed).await {
             Ok(gate) => {
                 self.welcome(&link, hello, Start::Dormant).await?;
@@ -97,7 +100,7 @@ impl Keeper<'_> {
                 self.container.note(format!("it stays awake: {why}"));
                 self.welcome(&link, hello, Start::Thaw).await?;
                 if !thawed {
-                    let preparation = Preparation::of(self.engine, prepared, link.pid);
+                    let preparation = Preparation::of(self.engine, self.container, prepared, link.pid);
                     self.thaw(&mut link, preparation).await?;
                 }
                 self.attend(&mut link, orders).await
@@ -203,7 +206,7 @@ impl Sleeper<'_> {
         let began = Instant::now();
         let Self { keeper, link, prepared, gate, .. } = self;
         for left in (0..TRIES).rev() {
-            let preparation = Preparation::of(keeper.engine, prepared.clone(), link.pid);
+            let preparation = Preparation::of(keeper.engine, keeper.container, prepared.clone(), link.pid);
             let thawed = tokio::select! {
                 thawed = keeper.try_thaw(link, preparation) => thawed?,
                 broken = gate.hold() => match broken? {},

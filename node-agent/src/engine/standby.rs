@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use woodfrog_image::MemoryMode;
 use woodfrog_protocol::init::Command;
 use woodfrog_protocol::{frame, paths};
 
@@ -37,9 +38,18 @@ pub enum StandbyError {
 /// # Errors
 /// It cannot be understood; the container then stays awake.
 pub fn read(control_directory: &Path) -> Result<Option<Standby>, StandbyError> {
+    parse(&annotations(control_directory))
+}
+
+/// How the container gets its memory, if its pod says so: otherwise it is as its image says.
+pub fn memory(control_directory: &Path) -> Option<MemoryMode> {
+    MemoryMode::parse(annotations(control_directory).get(paths::MEMORY_ANNOTATION)?)
+}
+
+fn annotations(control_directory: &Path) -> BTreeMap<String, String> {
     let bytes = std::fs::read(control_directory.join(paths::COMMAND)).unwrap_or_default();
     // A file that cannot be read is the shim's and init's affair, who say so.
-    frame::whole::<Command>(&bytes).map_or(Ok(None), |command| parse(&command.annotations))
+    frame::whole::<Command>(&bytes).map(|command| command.annotations).unwrap_or_default()
 }
 
 fn parse(annotations: &BTreeMap<String, String>) -> Result<Option<Standby>, StandbyError> {

@@ -36,6 +36,7 @@ use woodfrog_protocol::{init::to_init, paths};
 use super::Engine;
 use super::container::Container;
 use super::link::{Link, LinkError};
+use super::page_store::Stored;
 use super::pager::Pager;
 use super::phases::{Stopwatch, monotonic_us};
 use super::preparation::{Preparation, Ready};
@@ -62,6 +63,8 @@ pub struct Thawed {
     pub after_restore: Vec<RecordedHook>,
     /// Brings the rest of its memory.
     pub pager: Option<Pager>,
+    /// Its memory is the image's until it writes to it, and the pager stays.
+    pub shares_memory: bool,
     /// How long each phase took.
     pub phases: Vec<Phase>,
     /// When it began, microseconds of CLOCK_MONOTONIC.
@@ -158,7 +161,7 @@ pub async fn thaw(
 ) -> Result<Thawed, ThawError> {
     let began_us = monotonic_us();
     let mut watch = Stopwatch::start("thaw");
-    let Ready { prepared, seat, pager, scratch, .. } = preparation.complete(engine, link.pid).await?;
+    let Ready { prepared, seat, mut pager, sharing, scratch, .. } = preparation.complete(engine, link.pid).await?;
     watch.lap("prepare");
 
     let (pid, carried) = (link.pid, prepared.clone());
@@ -167,11 +170,16 @@ pub async fn thaw(
 
     // After the volumes, for it asks whether the container's user may open what lies there.
     let addresses = netns::addresses(link.pid).map_err(failed("read the pod's addresses"))?;
-    let (images, work) = {
+    let (images, work, shared) = {
         let (prepared, devices) = (prepared.clone(), policy::spec_devices(&container.info.spec));
         let (pid, path, addresses) = (link.pid, scratch.path().to_owned(), addresses.clone());
-        spawn_blocking(move || image_directory(&prepared, pid, &devices, &addresses, &path)).await??
+        let stored = sharing.map(|sharing| sharing.stored);
+        spawn_blocking(move || {
+            image_directory(&prepared, pid, &devices, &addresses, stored.as_deref(), &path)
+        })
+        .await??
     };
+    let shares_memory = !shared.is_empty();
     watch.lap("check");
 
     let mut setup = Setup::new(work).seat(seat).last_pid(highest_pid(&prepared)).avoid_breakpoints();
@@ -187,6 +195,10 @@ pub async fn thaw(
         if !options.inherit.iter().any(|(key, _)| *key == stdio.key) {
             options.inherit.push((stdio.key.clone(), given));
         }
+    }
+    for (key, file) in shared {
+        let given = setup.give(file);
+        options.inherit.push((key, given));
     }
     let worker = Worker::spawn(engine.criu.clone(), setup).await?;
     watch.lap("worker");
@@ -218,6 +230,10 @@ pub async fn thaw(
         return Err(e);
     }
     watch.lap("commit");
+    if let Some(pager) = &mut pager {
+        restore.before_resume().await?;
+        pager.ready().await?;
+    }
     restore.finish().await?;
     laid_out.keep();
     watch.lap("resume");
@@ -227,20 +243,23 @@ pub async fn thaw(
         image_digest: prepared.digest.clone(),
         after_restore: prepared.record.after_restore.clone(),
         pager,
+        shares_memory,
         phases: watch.phases(),
         began_us,
         done_us: monotonic_us(),
     })
 }
 
-/// The image directory for CRIU, checked against the container's PID 1, and CRIU's work directory.
+/// The image directory for CRIU, checked against the container's PID 1, CRIU's work directory, and the files of shared memory with CRIU's
+/// keys for them.
 fn image_directory(
     prepared: &Prepared,
     init: i32,
     devices: &[policy::Device],
     addresses: &[IpAddr],
+    stored: Option<&Stored>,
     scratch: &Path,
-) -> Result<(OwnedFd, OwnedFd), ThawError> {
+) -> Result<(OwnedFd, OwnedFd, Vec<(String, OwnedFd)>), ThawError> {
     let mut target = policy::Target::read(init, devices)?;
     target.connections = !keeps_connections(prepared) || has_addresses_of_connections(prepared, addresses);
     let (there, here) = (prepared.record.seccomp_filters as usize, target.seccomp.len());
@@ -256,6 +275,15 @@ fn image_directory(
             rewrite.rebind(rebind);
         }
     }
+    let mut shared = Vec::new();
+    for task in stored.iter().flat_map(|_| &prepared.images.tasks) {
+        let file = i32::try_from(task.pid()).ok().and_then(|pid| stored?.file(pid));
+        let Some(file) = file else { continue };
+        if let Some(key) = rewrite.share(task.pid()) {
+            let file = file.try_clone().map_err(failed("hand over shared memory"))?;
+            shared.push((key, file));
+        }
+    }
     let open = |name: &str| {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(rustix::fs::open(scratch.join(name), flags, Mode::empty())?)
@@ -263,7 +291,7 @@ fn image_directory(
     let changed = std::fs::create_dir(scratch.join("images")).and_then(|()| open("images"));
     let changed = changed.map_err(failed("make a scratch directory"))?;
     rewrite.write_into(&changed).map_err(PrepareError::from)?;
-    Ok((prepared.with(&changed)?, open("work").map_err(failed("open a scratch directory"))?))
+    Ok((prepared.with(&changed)?, open("work").map_err(failed("open a scratch directory"))?, shared))
 }
 
 /// Whether the state of established connections is in the image: only a freeze that keeps them writes it.

@@ -375,6 +375,7 @@ impl<'a> Planner<'a> {
             containers: wanted.iter().map(target).collect(),
             warm_up: spec.warm_up.clone(),
             connections: spec.connections,
+            memory: spec.memory,
             leave_running: spec.leaves_running(),
             hooks: spec.hooks.clone(),
             push_secret_ref: spec.push_secret_ref.clone(),

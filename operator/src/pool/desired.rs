@@ -84,6 +84,9 @@ impl Desired {
         let beyond = pool.spec.template.clone().unwrap_or_default();
         let mut labels = over(labels, beyond.labels);
         let mut annotations = over(annotations, beyond.annotations);
+        if let Some(memory) = pool.spec.memory {
+            annotations.insert(names::MEMORY_ANNOTATION.to_owned(), format!("{memory:?}"));
+        }
         // A pod of a pool goes to any node that can thaw it, and is there to stay.
         spec.node_name = None;
         spec.restart_policy.get_or_insert_with(|| "Always".to_owned());

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use k8s_openapi::jiff::Timestamp;
 use kube::Resource;
 use kube::runtime::controller::Action;
-use woodfrog_api::{Memory, Standby, WarmPool};
+use woodfrog_api::{Standby, WarmPool};
 
 use self::observe::Observed;
 use self::plan::Wanted;
@@ -106,10 +106,7 @@ pub async fn reconcile(pool: Arc<WarmPool>, context: Arc<Context>) -> Result<Act
 
 /// What of the specification has no meaning here yet. The API server refuses it, where the CRDs are of our version.
 fn unknown(pool: &WarmPool) -> Option<&'static str> {
-    if pool.spec.standby != Standby::Awake {
-        return Some("standby: Dormant or Frozen");
-    }
-    (pool.spec.memory == Some(Memory::Shared)).then_some("memory: Shared")
+    (pool.spec.standby != Standby::Awake).then_some("standby: Dormant or Frozen")
 }
 
 fn wanted<'a>(pool: &WarmPool, observed: &'a Observed) -> Wanted<'a> {

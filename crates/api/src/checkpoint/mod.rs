@@ -88,10 +88,7 @@ const IMAGE_RULE: &str = concat!(
     validation = Rule::new("has(self.image)")
         .message("spec.image is missing: name where the image is pushed, as in registry.example/shop/web:warm; a store on the nodes, which would need no image, does not exist yet")
         .reason(Reason::FieldValueRequired)
-        .field_path(".image"),
-    validation = Rule::new("!has(self.memory) || self.memory != 'Shared'")
-        .message("memory: Shared does not exist yet; leave memory out, or set it to Copied")
-        .field_path(".memory")
+        .field_path(".image")
 )]
 pub struct CheckpointSpec {
     /// The pod that is frozen: exactly one of podName, template, workloadRef.
@@ -112,8 +109,9 @@ pub struct CheckpointSpec {
     /// image. Keep: they are kept, and the image can be thawed only at the same address.
     #[serde(default)]
     pub connections: Connections,
-    /// How a thawed application gets its memory. Copied: each has its own. Shared: all on a node share one copy until they write;
-    /// this does not exist yet.
+    /// How an application that is thawed from the image gets its memory. Copied: each has its own, and after a moment is as if it had
+    /// never been frozen. Shared: all on a node share one copy until they write, for many replicas of an image on a node; some calls take
+    /// longer for good. A WarmPool may say otherwise for its pods.
     #[serde(default)]
     pub memory: Memory,
     /// Whether the frozen pod runs on. Default: a pod named by podName does; others are deleted.

@@ -5,7 +5,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Connections;
+use super::{Connections, Memory};
 use super::pruning::{Pruned, Pruning, RetentionStatus};
 use crate::{Compatibility, Hooks, LocalReference, WarmUp};
 
@@ -177,6 +177,9 @@ pub struct Instruction {
     /// What becomes of established network connections.
     #[serde(default)]
     pub connections: Connections,
+    /// How applications get their memory when they are thawed.
+    #[serde(default)]
+    pub memory: Memory,
     /// Whether the application runs on; otherwise it ends when its image is safe.
     #[serde(default)]
     pub leave_running: bool,

@@ -28,6 +28,7 @@ mod frame;
 pub mod messages;
 mod name;
 mod rewrite;
+mod sharing;
 mod strict;
 mod summary;
 mod task;

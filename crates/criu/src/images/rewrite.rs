@@ -12,9 +12,11 @@ use super::checkpoint::Checkpoint;
 use super::error::ImageError;
 use super::frame;
 use super::messages::file::{Fdinfo, File};
+use super::messages::memory::Mm;
 use super::messages::misc::{Inventory, Seccomp, SeccompFilter};
 use super::messages::task::Core;
 use super::name::ImageName;
+use super::sharing;
 
 /// Changed copies of a checkpoint's entries. The checkpoint itself stays as it was read.
 #[derive(Debug)]
@@ -25,6 +27,8 @@ pub struct Rewrite<'a> {
     files: BTreeMap<u32, File>,
     tables: BTreeMap<u32, Vec<Fdinfo>>,
     seccomp: Option<Vec<SeccompFilter>>,
+    mms: BTreeMap<u32, Mm>,
+    added: Vec<File>,
 }
 
 impl<'a> Rewrite<'a> {
@@ -37,6 +41,8 @@ impl<'a> Rewrite<'a> {
             files: BTreeMap::new(),
             tables: BTreeMap::new(),
             seccomp: None,
+            mms: BTreeMap::new(),
+            added: Vec::new(),
         }
     }
 
@@ -79,6 +85,21 @@ impl<'a> Rewrite<'a> {
         self.seccomp.get_or_insert_with(|| self.checkpoint.seccomp.clone())
     }
 
+    /// Makes the memory of a process that can be shared (`Body::sharable`) private mappings of a file, where a page's offset is its address.
+    /// CRIU has to be handed that file: the key under which it asks for it. None if the process has no such memory.
+    pub fn share(&mut self, pid: u32) -> Option<String> {
+        let body = self.checkpoint.task(pid)?.body.as_ref()?;
+        let starts: Vec<u64> = body.sharable().map(|vma| vma.start).collect();
+        if starts.is_empty() {
+            return None;
+        }
+        let ids = self.checkpoint.files.keys().chain(self.added.iter().map(|file| &file.id));
+        let id = ids.max()?.checked_add(1)?;
+        self.added.push(sharing::file(id, pid));
+        sharing::share(self.mms.entry(pid).or_insert_with(|| body.mm.clone()), &starts, id);
+        Some(sharing::key(pid))
+    }
+
     /// Moves all sockets that are bound to the old address. Tells how many.
     pub fn rebind(&mut self, rebind: Rebind) -> usize {
         let mut moved = 0;
@@ -101,9 +122,13 @@ impl<'a> Rewrite<'a> {
         for (tid, core) in &self.cores {
             changed.push(file_of(&ImageName::Core(*tid), [core]));
         }
-        if !self.files.is_empty() {
+        if !self.files.is_empty() || !self.added.is_empty() {
             let current = |id: &u32| self.files.get(id).unwrap_or(&self.checkpoint.files[id]);
-            changed.push(file_of(&ImageName::Files, self.checkpoint.file_order.iter().map(current)));
+            let files = self.checkpoint.file_order.iter().map(current).chain(&self.added);
+            changed.push(file_of(&ImageName::Files, files));
+        }
+        for (pid, mm) in &self.mms {
+            changed.push(file_of(&ImageName::Mm(*pid), [mm]));
         }
         for (id, table) in &self.tables {
             changed.push(file_of(&ImageName::Fdinfo(*id), table));

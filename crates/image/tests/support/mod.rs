@@ -28,6 +28,7 @@ pub fn record() -> CheckpointRecord {
         stdio: Vec::new(),
         processes: vec![Process { pid: 300, name: "web".into() }],
         listeners: Vec::new(),
+        memory_mode: MemoryMode::Copied,
         after_restore: Vec::new(),
         pod_addresses: Vec::new(),
         files: Vec::new(),
