@@ -40,15 +40,25 @@ async fn life_of(world: &World<'_>, app: App) -> Result<()> {
         world.assert_thawed(thawed)?;
         ensure!(thawed.wait("/count", STARTUP)? == "4", "each goes on from the freeze");
         let (own, all) = memory(thawed).await?;
-        ensure!(
-            world.ps(thawed)?["shares_memory"] == true,
-            "it shares its memory:\n{}", log(world, thawed)
+        ensure!(world.ps(thawed)?["shares_memory"] == true, "it shares its memory:\n{}", log(world, thawed));
+        eprintln!(
+            "{}: {own} of its own, {all} in memory, {whole} in the image\n{}",
+            thawed.pod_name(),
+            log(world, thawed)
         );
-        eprintln!("{}: {own} of its own, {all} in memory, {whole} in the image\n{}", thawed.pod_name(), log(world, thawed));
         ensure!(own < whole / 2, "{own} bytes of its own, of an image of {whole}:\n{}", log(world, thawed));
         ensure!(thawed.get("/checksum")? == checksum, "its memory is as it was");
     }
-    for container in [warm, first, second] {
+    let again = world.image(app, "shared-again");
+    // What it has written to, and what not, is in the new image; that it forgets what it gives up is not undone.
+    world.freeze_shared(&first, &again)?;
+    ensure!(first.get("/count")? == "5");
+    let third = world.from_image(spec("third", &again)).await?;
+    world.assert_thawed(&third)?;
+    ensure!(third.wait("/count", STARTUP)? == "5", "a thawed application thaws again");
+    ensure!(third.get("/checksum")? == checksum, "its memory is as it was");
+
+    for container in [warm, first, second, third] {
         container.stop(Duration::from_secs(20)).await?;
         let code = container.exit_code(Duration::from_secs(5)).await?;
         ensure!(code != 137, "{} ends by SIGTERM, but was killed", container.pod_name());

@@ -50,6 +50,8 @@ pub struct DumpOptions {
     pub connections: Connections,
     /// Allow unix sockets whose peer is outside the tree.
     pub external_unix_sockets: bool,
+    /// Files that are left out, for whoever restores to bring: `file[MOUNT:INODE]`, both hexadecimal.
+    pub external: Vec<String>,
     /// Dump file locks (needed if there are any).
     pub file_locks: bool,
     /// Deleted files up to this many bytes are dumped with their contents.
@@ -71,6 +73,7 @@ impl DumpOptions {
             pid,
             connections: Connections::default(),
             external_unix_sockets: false,
+            external: Vec::new(),
             file_locks: true,
             ghost_limit: 64 << 20,
             link_remap: true,
@@ -84,6 +87,7 @@ impl DumpOptions {
             pid: Some(self.pid),
             leave_running: Some(true),
             external_unix_sockets: Some(self.external_unix_sockets),
+            external: self.external.clone(),
             file_locks: Some(self.file_locks),
             ghost_limit: Some(self.ghost_limit),
             timeout: Some(self.timeout),

@@ -42,7 +42,7 @@ const PAUSE: Duration = Duration::from_micros(200);
 /// A recording ends when nothing was wanted for so long, and in any case after the second time.
 const QUIET: Duration = Duration::from_millis(150);
 const RECORDING: Duration = Duration::from_secs(2);
-/// How often it is looked whether forked processes have ended: nothing tells of that.
+/// How often it is looked whether one of several processes has ended: nothing tells of that.
 const LOOK: Duration = Duration::from_secs(1);
 /// `LAZY_PAGES_RESTORE_FINISHED`.
 const FINISHED: u32 = 0x5253_5446;
@@ -185,7 +185,8 @@ impl Pager {
             self.bury()?;
             pause = match later {
                 Served::Later => Some(PAUSE),
-                Served::Well => self.processes.iter().any(|memory| memory.forked).then_some(LOOK),
+                // The last one ends with the container.
+                Served::Well => (self.processes.len() > 1).then_some(LOOK),
             };
         }
     }
@@ -323,9 +324,11 @@ impl Pager {
     }
 
     /// Answers an agent that asks how things stand.
-    fn answer(&self) -> Result<(), PagerError> {
+    fn answer(&mut self) -> Result<(), PagerError> {
         match &self.sharing {
             Some(sharing) if matches!(self.criu, Criu::Finished) && is_readable(sharing.standing.as_fd()) => {
+                // A PID may be another process's by now.
+                self.processes.iter_mut().for_each(Memory::look_whether_gone);
                 standing::answer(sharing.standing.as_fd(), &self.processes)
                     .map_err(socket("answer the agent"))
             }
@@ -333,12 +336,11 @@ impl Pager {
         }
     }
 
-    /// Looks now and then which forked processes have ended.
+    /// Looks now and then which processes have ended.
     fn look(&mut self) {
         if self.looked.elapsed() >= LOOK {
             self.looked = Instant::now();
-            let forked = self.processes.iter_mut().filter(|memory| memory.forked);
-            forked.for_each(Memory::look_whether_gone);
+            self.processes.iter_mut().for_each(Memory::look_whether_gone);
         }
     }
 

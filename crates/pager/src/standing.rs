@@ -29,10 +29,11 @@ pub(crate) fn answer(listener: BorrowedFd<'_>, processes: &VecDeque<Memory>) -> 
 }
 
 fn of(processes: &VecDeque<Memory>) -> Standing {
-    let restored = processes.iter().filter(|memory| !memory.forked);
+    let living = processes.iter().filter(|memory| !memory.gone);
+    let restored = living.filter(|memory| !memory.forked);
     Standing {
         processes: restored.map(image).collect(),
-        forked: processes.iter().filter(|memory| memory.forked).count() as u32,
+        forked: processes.iter().filter(|memory| memory.forked && !memory.gone).count() as u32,
     }
 }
 

@@ -23,11 +23,13 @@ use woodfrog_image::{
     BaseImage, BlobStore, BuildError, BuiltImage, CheckpointRecord, DiffOptions, ImageBuilder, VolumeSource,
 };
 use woodfrog_protocol::agent::{Connections, Phase};
+use woodfrog_protocol::pager::Standing;
 
 use super::error::FreezeError;
 use super::phases::Stopwatch;
 use super::runtime::Layers;
 use super::tree::Tree;
+use super::unshare::SharedTree;
 use super::volumes::{self, Volume};
 use super::{container::Container, preflight};
 
@@ -62,6 +64,8 @@ pub struct Job {
     pub connections: Connections,
     /// Leave the tasks held.
     pub stay: bool,
+    /// What of its memory is shared.
+    pub shared: Option<Arc<SharedTree>>,
 }
 
 /// What a dump has come to.
@@ -100,11 +104,27 @@ pub async fn dump(
             Connections::Keep => CriuConnections::Keep,
         },
         ghost_limit: preflight::GHOST_LIMIT,
+        external: job.shared.iter().flat_map(|shared| shared.keys()).collect(),
         ..DumpOptions::new(job.tree.processes.first().map_or(0, |root| root.inner_pid))
     };
     let mut dump = worker.dump(images, &options).await.map_err(criu_failed)?;
     dump.written().await.map_err(criu_failed)?;
     watch.lap("dump");
+    // Now, while nothing changes.
+    let standing = match &job.shared {
+        None => None,
+        Some(shared) => {
+            let shared = shared.clone();
+            let asked = spawn_blocking(move || shared.ask()).await.map_err(|_| FreezeError::Panic)?;
+            match asked {
+                Ok(standing) => Some(standing),
+                Err(source) => {
+                    dump.refuse().await.map_err(criu_failed)?;
+                    return Err(FreezeError::Shared { container: name, source });
+                }
+            }
+        }
+    };
 
     // Whoever counts arrivals may have given up: then the gate says so.
     let _ = arrived.send(()).await;
@@ -115,7 +135,7 @@ pub async fn dump(
     }
     watch.lap("wait");
     let stay = job.stay;
-    let build = Build::start(job);
+    let build = Build::start(job, standing);
     let captured = build.captured().await;
     let build = match captured {
         Ok(build) => build,
@@ -180,7 +200,7 @@ pub struct Built {
 }
 
 impl Build {
-    fn start(job: Job) -> Self {
+    fn start(job: Job, standing: Option<Standing>) -> Self {
         let (captured, receiver) = oneshot::channel();
         let (go_on, wait) = oneshot::channel::<Progress>();
         let done = spawn_blocking(move || {
@@ -197,7 +217,12 @@ impl Build {
                 return Err(FreezeError::Abandoned { container: name.clone() });
             };
             builder = builder.on_memory(progress);
-            builder.checkpoint_directory(&job.dir.join("images")).map_err(failed)?;
+            let images = job.dir.join("images");
+            if let (Some(shared), Some(standing)) = (&job.shared, &standing) {
+                let shared = shared.convert(standing, &images);
+                shared.map_err(|source| FreezeError::Shared { container: name.clone(), source })?;
+            }
+            builder.checkpoint_directory(&images).map_err(failed)?;
             let image = builder.finish().map_err(failed)?;
             Ok(Built { image, warnings })
         });

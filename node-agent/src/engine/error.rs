@@ -10,6 +10,7 @@ use woodfrog_protocol::agent::Finding;
 use super::hooks::HookError;
 use super::publish::PublishError;
 use super::runtime::RuntimeError;
+use super::unshare::UnshareError;
 
 /// Errors of the engine.
 #[derive(Debug, thiserror::Error)]
@@ -156,6 +157,14 @@ pub enum FreezeError {
         /// The container.
         container: String,
     },
+    /// Memory that it shares with others.
+    #[error("{container}: {source}")]
+    Shared {
+        /// The container.
+        container: String,
+        /// What is wrong.
+        source: UnshareError,
+    },
     /// A directory cannot be used.
     #[error("cannot use {path}: {source}")]
     Directory {
@@ -195,6 +204,7 @@ impl FreezeError {
             Self::Worker { .. } => "criu",
             Self::Dump { source, .. } => source.category(),
             Self::Abandoned { .. } => "abandoned",
+            Self::Shared { .. } => "shared_memory",
             Self::Directory { .. } | Self::Store(_) => "storage",
             Self::Build { .. } => "image",
             Self::Panic => "internal",

@@ -39,6 +39,7 @@ use super::phases::Stopwatch;
 use super::publish::Destination;
 use super::runtime::ImageSource;
 use super::tree::{self, Tree};
+use super::unshare::SharedTree;
 use super::{Engine, netns, preflight, restore_json, volumes};
 
 /// How long what stands against a freeze may take to pass by itself, by the finding's category.
@@ -290,6 +291,7 @@ async fn job(
         .map_err(|source| FreezeError::Base { container: container.info.display(), source })?;
     let record = record(engine, container, &tree, &source, request)
         .map_err(|source| FreezeError::Directory { path: "/proc".into(), source })?;
+    let shared = shared(engine, container, &tree)?;
     let job = Job {
         container: container.clone(),
         tree,
@@ -300,8 +302,23 @@ async fn job(
         record,
         connections,
         stay: connections == Connections::Keep,
+        shared,
     };
     Ok((job, source.reference))
+}
+
+/// What of the tree's memory is shared.
+fn shared(
+    engine: &Engine,
+    container: &Container,
+    tree: &Tree,
+) -> Result<Option<Arc<SharedTree>>, FreezeError> {
+    let Some(store) = &engine.page_store else { return Ok(None) };
+    let device = store.device().map_err(|source| FreezeError::Directory { path: "/run".into(), source })?;
+    let shared = SharedTree::of(tree, device, engine.standing(container));
+    let shared =
+        shared.map_err(|source| FreezeError::Shared { container: container.info.display(), source })?;
+    Ok(shared.map(Arc::new))
 }
 
 /// What is known of a checkpoint before its dump.

@@ -30,6 +30,7 @@ pub mod standing;
 pub mod thaw;
 pub mod tree;
 pub mod unix;
+pub mod unshare;
 pub mod volumes;
 pub mod working_sets;
 

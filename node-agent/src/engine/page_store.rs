@@ -146,6 +146,14 @@ impl PageStore {
         self.find(name, processes)?.ok_or_else(|| PageStoreError::Fill("it has gone again".into()))
     }
 
+    /// The file system that it is on.
+    ///
+    /// # Errors
+    /// The directory is gone.
+    pub fn device(&self) -> io::Result<u64> {
+        Ok(fs::metadata(&self.dir)?.dev())
+    }
+
     /// What is in the store, by digest.
     pub fn list(&self) -> Vec<StoredImage> {
         let mut images: Vec<_> = self.images().into_iter().map(|image| image.described).collect();
@@ -193,7 +201,8 @@ impl PageStore {
 
     fn free(&self) -> Result<u64, PageStoreError> {
         let used: u64 = self.images().iter().map(|image| image.described.bytes).sum();
-        let device = rustix::fs::statvfs(&self.dir).map_err(|e| failed("look at the file system")(e.into()))?;
+        let device =
+            rustix::fs::statvfs(&self.dir).map_err(|e| failed("look at the file system")(e.into()))?;
         let available = (device.f_bavail * device.f_frsize).saturating_sub(SPARE);
         Ok(self.budget.saturating_sub(used).min(available))
     }
@@ -262,7 +271,8 @@ impl Image {
 }
 
 fn lock_for_good(path: &Path) -> Result<OwnedFd, rustix::io::Errno> {
-    let directory = open_directory(path).map_err(|e| rustix::io::Errno::from_io_error(&e).unwrap_or(rustix::io::Errno::IO))?;
+    let directory = open_directory(path)
+        .map_err(|e| rustix::io::Errno::from_io_error(&e).unwrap_or(rustix::io::Errno::IO))?;
     rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive)?;
     Ok(directory)
 }

@@ -28,8 +28,8 @@ use woodfrog_sys::userfault;
 
 use super::page_store::Stored;
 use super::prepared::Prepared;
-use super::{cgroups, standing};
 use super::thaw::{ThawError, failed};
+use super::{cgroups, standing};
 
 /// Where CRIU looks for it, in its work directory.
 const SOCKET: &str = "lazy-pages.socket";

@@ -161,7 +161,8 @@ pub async fn thaw(
 ) -> Result<Thawed, ThawError> {
     let began_us = monotonic_us();
     let mut watch = Stopwatch::start("thaw");
-    let Ready { prepared, seat, mut pager, sharing, scratch, .. } = preparation.complete(engine, link.pid).await?;
+    let Ready { prepared, seat, mut pager, sharing, scratch, .. } =
+        preparation.complete(engine, link.pid).await?;
     watch.lap("prepare");
 
     let (pid, carried) = (link.pid, prepared.clone());

@@ -5,8 +5,8 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Connections, Memory};
 use super::pruning::{Pruned, Pruning, RetentionStatus};
+use super::{Connections, Memory};
 use crate::{Compatibility, Hooks, LocalReference, WarmUp};
 
 /// What has become of a Checkpoint. Everything but agent and pruned is the operator's.

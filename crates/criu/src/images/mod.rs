@@ -34,6 +34,7 @@ mod summary;
 mod task;
 #[cfg(test)]
 mod tests;
+mod unsharing;
 
 pub use address::Rebind;
 pub use checkpoint::{Checkpoint, PagesFile, TcpStream};
@@ -46,6 +47,7 @@ pub use rewrite::Rewrite;
 pub use strict::decode;
 pub use summary::{MemoryByKind, OpenFile, Socket, SocketState};
 pub use task::{Body, Task, TaskState, Thread};
+pub use unsharing::Piece;
 
 /// Bytes of a memory page in CRIU's page files on the architectures that are supported.
 pub const PAGE_SIZE: u64 = 4096;

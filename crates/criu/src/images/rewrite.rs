@@ -1,8 +1,9 @@
 //! Edits of a checkpoint's image files: typed entries are changed in copies, and only changed files are written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File as StdFile;
 use std::io::Write;
+use std::ops::Range;
 use std::os::fd::AsFd;
 
 use rustix::fs::{Mode, OFlags, openat};
@@ -12,11 +13,12 @@ use super::checkpoint::Checkpoint;
 use super::error::ImageError;
 use super::frame;
 use super::messages::file::{Fdinfo, File};
-use super::messages::memory::Mm;
+use super::messages::memory::{Mm, Pagemap, PagemapHead};
 use super::messages::misc::{Inventory, Seccomp, SeccompFilter};
 use super::messages::task::Core;
 use super::name::ImageName;
 use super::sharing;
+use super::unsharing::{self, Piece};
 
 /// Changed copies of a checkpoint's entries. The checkpoint itself stays as it was read.
 #[derive(Debug)]
@@ -29,6 +31,8 @@ pub struct Rewrite<'a> {
     seccomp: Option<Vec<SeccompFilter>>,
     mms: BTreeMap<u32, Mm>,
     added: Vec<File>,
+    removed: BTreeSet<u32>,
+    pagemaps: BTreeMap<u32, (PagemapHead, Vec<Pagemap>)>,
 }
 
 impl<'a> Rewrite<'a> {
@@ -43,6 +47,8 @@ impl<'a> Rewrite<'a> {
             seccomp: None,
             mms: BTreeMap::new(),
             added: Vec::new(),
+            removed: BTreeSet::new(),
+            pagemaps: BTreeMap::new(),
         }
     }
 
@@ -100,6 +106,34 @@ impl<'a> Rewrite<'a> {
         Some(sharing::key(pid))
     }
 
+    /// Makes memory that was restored as shared ([`Rewrite::share`]) anonymous again in a dump of the process; `image` are the addresses,
+    /// ascending, whose contents are still the shared file's. Of what its page file has to consist from then on; none if it shared nothing.
+    ///
+    /// `keys` are the names of the shared files in the dump, where they are external: `file[MOUNT:INODE]`.
+    pub fn unshare(
+        &mut self,
+        pid: u32,
+        keys: &BTreeSet<String>,
+        image: &[Range<u64>],
+    ) -> Option<(String, Vec<Piece>)> {
+        let is_shared = |file: &&File| {
+            file.reg.as_ref().is_some_and(|reg| reg.ext == Some(true) && keys.contains(&reg.name))
+        };
+        let ids: BTreeSet<u32> =
+            self.checkpoint.files.values().filter(is_shared).map(|file| file.id).collect();
+        let task = self.checkpoint.task(pid)?;
+        let body = task.body.as_ref()?;
+        let files = ids.iter().copied().map(u64::from).collect();
+        if !body.mm.vmas.iter().any(|vma| unsharing::is_mapping(vma, &files)) {
+            return None;
+        }
+        self.removed.extend(ids);
+        let mm = self.mms.entry(pid).or_insert_with(|| body.mm.clone());
+        let merged = unsharing::unshare(task, mm, &body.pages, &files, image);
+        self.pagemaps.insert(pid, (PagemapHead { pages_id: body.pages.pages_id }, merged.runs));
+        Some((body.pages.file_name(), merged.pieces))
+    }
+
     /// Moves all sockets that are bound to the old address. Tells how many.
     pub fn rebind(&mut self, rebind: Rebind) -> usize {
         let mut moved = 0;
@@ -122,13 +156,19 @@ impl<'a> Rewrite<'a> {
         for (tid, core) in &self.cores {
             changed.push(file_of(&ImageName::Core(*tid), [core]));
         }
-        if !self.files.is_empty() || !self.added.is_empty() {
+        if !self.files.is_empty() || !self.added.is_empty() || !self.removed.is_empty() {
             let current = |id: &u32| self.files.get(id).unwrap_or(&self.checkpoint.files[id]);
-            let files = self.checkpoint.file_order.iter().map(current).chain(&self.added);
+            let kept = self.checkpoint.file_order.iter().filter(|id| !self.removed.contains(id));
+            let files = kept.map(current).chain(&self.added);
             changed.push(file_of(&ImageName::Files, files));
         }
         for (pid, mm) in &self.mms {
             changed.push(file_of(&ImageName::Mm(*pid), [mm]));
+        }
+        for (pid, (head, runs)) in &self.pagemaps {
+            let (name, mut bytes) = file_of(&ImageName::Pagemap(*pid), [head]);
+            runs.iter().for_each(|run| frame::push(&mut bytes, run));
+            changed.push((name, bytes));
         }
         for (id, table) in &self.tables {
             changed.push(file_of(&ImageName::Fdinfo(*id), table));

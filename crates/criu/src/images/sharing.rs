@@ -35,7 +35,8 @@ impl Body {
         let guards: Vec<&Vma> = self.mm.vmas.iter().filter(|vma| vma.status & status::GUARD != 0).collect();
         let mut runs = self.pages.runs.iter().peekable();
         self.mm.vmas.iter().filter(move |vma| {
-            if !is_sharable(vma) || guards.iter().any(|guard| guard.start < vma.end && vma.start < guard.end) {
+            if !is_sharable(vma) || guards.iter().any(|guard| guard.start < vma.end && vma.start < guard.end)
+            {
                 return false;
             }
             let is_lazy = |run: &Pagemap| run.flags.unwrap_or(0) & Pagemap::LAZY != 0;
