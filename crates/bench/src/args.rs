@@ -129,11 +129,13 @@ pub(crate) enum Mode {
     CriuLazy,
     /// Woodfrog: memory is copied while the application runs
     Copied,
+    /// Woodfrog: memory is mapped from the node's page store, and shared with other containers of the image
+    Shared,
 }
 
 impl Mode {
-    const ALL: [Self; 6] =
-        [Self::Cold, Self::Runc, Self::Containerd, Self::Criu, Self::CriuLazy, Self::Copied];
+    const ALL: [Self; 7] =
+        [Self::Cold, Self::Runc, Self::Containerd, Self::Criu, Self::CriuLazy, Self::Copied, Self::Shared];
 
     /// As in arguments and JSON.
     pub(crate) const fn name(self) -> &'static str {
@@ -144,6 +146,7 @@ impl Mode {
             Self::Criu => "criu",
             Self::CriuLazy => "criu-lazy",
             Self::Copied => "copied",
+            Self::Shared => "shared",
         }
     }
 }

@@ -123,13 +123,29 @@ pub(crate) fn usage(init: i32) -> Result<Usage> {
             let children = fs::read_to_string(task?.path().join("children"))?;
             pids.extend(children.split_whitespace().map(str::to_owned));
         }
-        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-        for line in rollup.lines().filter(|line| line.starts_with("Private_")) {
-            let kilobytes: u64 = line.split_whitespace().nth(1).context("smaps_rollup")?.parse()?;
-            usage.private_bytes += kilobytes << 10;
-        }
+        usage.private_bytes += private_bytes(&fs::read_to_string(format!("/proc/{pid}/smaps"))?)?;
     }
     Ok(usage)
+}
+
+/// Memory of a process that no other has. What is mapped from the page store is the store's, also while only one uses it.
+fn private_bytes(smaps: &str) -> Result<u64> {
+    let (mut bytes, mut stored) = (0, false);
+    for line in smaps.lines() {
+        let Some((name, rest)) = line.split_once(':') else { continue };
+        // The first line of a mapping: addresses, protection, offset, device, inode and path.
+        if name.contains('-') {
+            stored = line.rsplit('/').next().is_some_and(|name| name.starts_with("mem-"));
+        } else if if stored {
+            name == "Anonymous"
+        } else {
+            name.starts_with("Private_") && !name.ends_with("Hugetlb")
+        } {
+            let kilobytes: u64 = rest.split_whitespace().next().context("smaps")?.parse()?;
+            bytes += kilobytes << 10;
+        }
+    }
+    Ok(bytes)
 }
 
 /// CPU time of a process's cgroup, by version 1 or 2.

@@ -18,7 +18,7 @@ impl Mode {
     async fn prepare(self, place: Place, workload: Workload) -> Result<Box<dyn Contender>> {
         Ok(match self {
             Self::Cold => Box::new(Cold::new(place, workload)),
-            Self::Copied => Box::new(Woodfrog::prepare(place, workload).await?),
+            Self::Copied | Self::Shared => Box::new(Woodfrog::prepare(place, workload, self).await?),
             Self::Criu => Box::new(Criu::prepare(place, workload, Memory::AtOnce).await?),
             Self::CriuLazy => Box::new(Criu::prepare(place, workload, Memory::OnDemand).await?),
             Self::Runc => Box::new(Runc::prepare(place, workload).await?),

@@ -188,5 +188,6 @@ const fn colour(mode: Mode) -> RGBColor {
         Mode::Criu => RGBColor(0xdd, 0x84, 0x52),
         Mode::CriuLazy => RGBColor(0xcc, 0xb9, 0x74),
         Mode::Copied => RGBColor(0x4c, 0x72, 0xb0),
+        Mode::Shared => RGBColor(0x55, 0xa8, 0x68),
     }
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use serde_json::json;
 use woodfrog_testnode::App;
 
-use crate::args::StartArgs;
+use crate::args::{Mode, StartArgs};
 use crate::contenders::{
     Contender, Place,
     criu::{Criu, Memory},
@@ -26,8 +26,9 @@ pub(crate) const APPS: &[App] = &[APP];
 /// Measures and prints.
 pub(crate) async fn run(place: Place, args: &StartArgs) -> Result<ExitCode> {
     let workload = Workload::from(APP);
-    let woodfrog = Woodfrog::prepare(place.clone(), workload.clone()).await.context("woodfrog")?;
-    let waiting = Waiting::new(place.clone(), &workload, &workload.frozen_image());
+    let woodfrog =
+        Woodfrog::prepare(place.clone(), workload.clone(), Mode::Copied).await.context("woodfrog")?;
+    let waiting = Waiting::new(place.clone(), &workload, &workload.frozen_image(Mode::Copied.name()));
     let criu = Criu::prepare(place.clone(), workload.clone(), Memory::AtOnce).await.context("criu")?;
     let runc = Runc::prepare(place.clone(), workload.clone()).await.context("runc")?;
     let contenders: [(Metric, &str, Box<dyn Contender>); 4] = [

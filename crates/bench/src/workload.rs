@@ -50,9 +50,9 @@ impl Workload {
         self.app.reference()
     }
 
-    /// The image that a freeze makes of it.
-    pub(crate) fn frozen_image(&self) -> String {
-        self.app.reference().replace(self.app.name(), &format!("frozen-{}", self.name))
+    /// The image that a freeze makes of it, for a way to give it its memory.
+    pub(crate) fn frozen_image(&self, memory: &str) -> String {
+        self.app.reference().replace(self.app.name(), &format!("frozen-{}-{memory}", self.name))
     }
 
     /// Arguments in place of those of the image; empty: the image's own.

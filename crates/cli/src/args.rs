@@ -53,7 +53,11 @@ pub(crate) enum Format {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Action {
     /// List the managed containers of this node
-    Ps,
+    Ps {
+        /// Instead, list the images whose memory is in the node's page store, from which containers with shared memory have it
+        #[arg(long)]
+        pages: bool,
+    },
     /// Freeze containers into images, each at the same moment as the others
     #[command(after_long_help = FREEZE_EXAMPLES)]
     Freeze(Freeze),

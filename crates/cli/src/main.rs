@@ -32,7 +32,8 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let (socket, format) = (&args.agent_socket, args.output);
     let done = match args.action {
-        Action::Ps => ps::run(socket, format),
+        Action::Ps { pages: false } => ps::run(socket, format),
+        Action::Ps { pages: true } => ps::pages(socket, format),
         Action::Freeze(freeze) => freeze::run(socket, format, freeze),
         Action::Check(check) => check::run(socket, format, check),
         Action::Inspect(inspect) => inspect::run(format, inspect),

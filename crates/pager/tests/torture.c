@@ -6,55 +6,23 @@
 // operation is checked at once against a table of what each page should hold. "ok" and exit 0, or a line that says what was wrong.
 // With "shared" the region is a private mapping of FILE, where a page's offset is its address; the threads run when a byte comes on standard input.
 // With "hold" it reads one page after the other, tells each on standard output, and says "all" at the end.
-#define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
-#include <linux/userfaultfd.h>
-#include <pthread.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <sys/socket.h>
-#include <sys/syscall.h>
-#include <sys/un.h>
-#include <sys/wait.h>
-#include <unistd.h>
+#include "process.h"
 
-#define PAGE 4096ul
-#define BASE ((char *)0x200000000000ul)
-#define FINISHED 0x52535446u
+#include <pthread.h>
+#include <sys/wait.h>
+
 #define WORKERS 4
 
 enum kind { IMAGE, ZERO, OWN };
 // `split`: it may be a mapping of its own. Only what is one mapping is moved: several may be moved in part.
 struct page { char *at; enum kind kind; uint64_t value; int split; };
 
-static unsigned long pages;
-static const char *shared;
 static uint64_t seed;
-
-static uint64_t word(uint64_t page, uint64_t index) {
-    uint64_t x = (page << 20) + index + 0x9e3779b97f4a7c15ul;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ul;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebul;
-    return x ^ (x >> 31);
-}
 
 static void fail(const char *what, unsigned long page, uint64_t is, uint64_t should) {
     printf("%s of page %lu: %016lx where %016lx should be (%s)\n", what, page, is, should, strerror(errno));
     fflush(stdout);
     _exit(1);
-}
-
-static void must(int ok, const char *what) {
-    if (!ok) {
-        printf("%s: %s\n", what, strerror(errno));
-        fflush(stdout);
-        _exit(1);
-    }
 }
 
 static void check(const struct page *table, unsigned long page, const char *what) {
@@ -191,41 +159,6 @@ static void *work(void *argument) {
     return 0;
 }
 
-static void hand_over(const char *path, int userfault) {
-    int sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    struct sockaddr_un address = { .sun_family = AF_UNIX };
-    strncpy(address.sun_path, path, sizeof address.sun_path - 1);
-    must(!connect(sock, (void *)&address, sizeof address), "connect");
-    int32_t zombie = -7, pid = 300;
-    must(send(sock, &zombie, 4, 0) == 4 && send(sock, &pid, 4, 0) == 4, "send");
-    char byte = 0, control[CMSG_SPACE(sizeof(int))] = { 0 };
-    struct iovec vector = { &byte, 1 };
-    struct msghdr message = { .msg_iov = &vector, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control };
-    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-    header->cmsg_level = SOL_SOCKET;
-    header->cmsg_type = SCM_RIGHTS;
-    header->cmsg_len = CMSG_LEN(sizeof(int));
-    memcpy(CMSG_DATA(header), &userfault, sizeof(int));
-    must(sendmsg(sock, &message, 0) == 1, "send the descriptor");
-    // The first ranges are asked for before they are registered; a pager has to try again.
-    usleep(2000);
-    if (shared) {
-        uint32_t finished = FINISHED;
-        must(send(sock, &finished, 4, 0) == 4, "send");
-        char ready;
-        must(read(0, &ready, 1) == 1, "wait for the pager");
-        close(sock);
-        close(userfault);
-        return;
-    }
-    struct uffdio_register range = { .range = { (unsigned long)BASE, pages * PAGE }, .mode = UFFDIO_REGISTER_MODE_MISSING };
-    must(!ioctl(userfault, UFFDIO_REGISTER, &range), "UFFDIO_REGISTER");
-    uint32_t finished = FINISHED;
-    must(send(sock, &finished, 4, 0) == 4, "send");
-    close(sock);
-    close(userfault);
-}
-
 int main(int count, char **arguments) {
     if (count < 5) return 2;
     pages = strtoul(arguments[2], 0, 0);
@@ -233,19 +166,9 @@ int main(int count, char **arguments) {
     long rounds = strtol(arguments[4], 0, 0);
     int hold = !strcmp(arguments[count - 1], "hold");
     if (count > 6 && !strcmp(arguments[5], "shared")) shared = arguments[6];
-    int file = shared ? open(shared, O_RDONLY | O_CLOEXEC) : -1;
-    must(!shared || file >= 0, "open the file");
-    // The process must not touch the region before it is served.
+    served(arguments[1]);
     struct page *table = calloc(pages, sizeof *table);
     for (unsigned long i = 0; i < pages; i++) table[i] = (struct page){ BASE + i * PAGE, IMAGE, 0, 0 };
-    int flags = MAP_PRIVATE | MAP_FIXED_NOREPLACE | MAP_NORESERVE | (shared ? 0 : MAP_ANONYMOUS);
-    void *at = mmap(BASE, pages * PAGE, PROT_READ | PROT_WRITE, flags, file, shared ? (off_t)BASE : 0);
-    must(at == BASE, "mmap");
-    int userfault = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-    must(userfault >= 0, "userfaultfd");
-    struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP };
-    must(!ioctl(userfault, UFFDIO_API, &api), "UFFDIO_API");
-    hand_over(arguments[1], userfault);
     if (hold) {
         for (unsigned long i = 0; i < pages; i++) {
             check(table, i, "read");

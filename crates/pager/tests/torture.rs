@@ -4,10 +4,11 @@
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Read as _, Seek as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::unix::fs::FileExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Mutex, PoisonError};
 
 use prost::Message as _;
 use rustix::fs::{MemfdFlags, Mode, OFlags};
@@ -102,7 +103,7 @@ impl Paging {
     }
 
     fn torture(&self, seed: u64, rounds: u64, more: &[&str]) -> Child {
-        let mut command = Command::new(program());
+        let mut command = Command::new(program("torture"));
         command.arg(self.dir.path().join("lazy-pages.socket"));
         command.args([PAGES, seed, rounds].map(|number| number.to_string()));
         if let Some(shared) = &self.shared {
@@ -110,6 +111,15 @@ impl Paging {
             command.arg("shared").arg(store).stdin(Stdio::from(shared.ready.try_clone().unwrap()));
         }
         command.args(more).stdout(Stdio::piped()).spawn().unwrap()
+    }
+
+    fn hazards(&self, when: &str) -> Child {
+        let store = self.shared.as_ref().unwrap();
+        let mut command = Command::new(program("hazards"));
+        command.arg(self.dir.path().join("lazy-pages.socket")).arg(PAGES.to_string());
+        command.arg(format!("/proc/{}/fd/{}", std::process::id(), store.store.as_raw_fd()));
+        command.arg(self.dir.path().join("scratch")).arg(when);
+        command.stdin(Stdio::from(store.ready.try_clone().unwrap())).stdout(Stdio::piped()).spawn().unwrap()
     }
 
     /// What an agent is told that asks now.
@@ -200,16 +210,23 @@ fn word(page: u64, index: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-fn program() -> &'static Path {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("torture");
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/torture.c");
+fn program(name: &str) -> PathBuf {
+    static COMPILING: Mutex<()> = Mutex::new(());
+    let _one = COMPILING.lock().unwrap_or_else(PoisonError::into_inner);
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let age = |path: &Path| path.metadata().and_then(|metadata| metadata.modified()).ok();
+    let newest =
+        [sources.join(format!("{name}.c")), sources.join("process.h")].iter().map(|path| age(path)).max();
+    if age(&program) <= newest.flatten() {
+        let new = program.with_extension(std::process::id().to_string());
         let mut cc = Command::new("cc");
-        cc.args(["-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"]).arg(&program).arg(source);
+        cc.args(["-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"]).arg(&new);
+        cc.arg(sources.join(format!("{name}.c")));
         assert!(cc.status().unwrap().success());
-        program
-    })
+        fs::rename(new, &program).unwrap();
+    }
+    program
 }
 
 fn finish(child: Child) -> String {
@@ -287,6 +304,60 @@ fn not_one_byte_of_shared_memory_is_wrong_whatever_a_process_does_with_it() {
 }
 
 #[test]
+fn shared_memory_does_what_anonymous_memory_does() {
+    if !is_possible() {
+        return;
+    }
+    for when in ["early", "late"] {
+        // Recording: nothing comes unasked for a while.
+        let paging = Paging::share(Vec::new(), when == "early");
+        assert_eq!(finish(paging.hazards(when)), "ok", "{when}");
+        // Children that have ended are forgotten, and the init lets go of what it held for them.
+        let (mut released, mut held) = (0, 0);
+        while held < 24 || released + 1 < held {
+            let mut message = [0; MAX_MESSAGE];
+            let received = scm::receive(paging.init.as_fd(), &mut message).unwrap();
+            assert!(received.bytes > 0);
+            held += usize::from(&message[..received.bytes] == HOLD);
+            released += usize::from(woodfrog_protocol::pager::released(&message[..received.bytes]).is_some());
+        }
+        assert_eq!(paging.standing().forked, 0);
+        // Nothing that it did has reached the store.
+        let store = &paging.shared.as_ref().unwrap().store;
+        let mut bytes = vec![0; PAGE as usize];
+        for page in 0..PAGES {
+            store.read_exact_at(&mut bytes, BASE + page * PAGE).unwrap();
+            let words = bytes.chunks_exact(8).map(|bytes| u64::from_ne_bytes(bytes.try_into().unwrap()));
+            assert!(words.eq((0..PAGE / 8).map(|index| word(page, index))), "page {page} of the store");
+        }
+    }
+}
+
+#[test]
+fn an_agent_is_told_where_memory_is_still_the_image_s() {
+    if !is_possible() {
+        return;
+    }
+    let mut paging = Paging::share(Vec::new(), false);
+    // It is not told that it may run before that was asked.
+    let (hears, ready) = std::io::pipe().unwrap();
+    let shared = paging.shared.as_mut().unwrap();
+    let said = std::mem::replace(&mut shared.ready, hears.into());
+    let mut process = paging.torture(1, 0, &["hold"]);
+    let mut byte = [0];
+    File::from(said).read_exact(&mut byte).unwrap();
+    let standing = paging.standing();
+    assert_eq!(standing.forked, 0);
+    assert_eq!(standing.processes.len(), 1);
+    let spans = &standing.processes[0].spans;
+    assert_eq!((spans[0].start, spans.iter().map(|span| span.length).sum()), (BASE, PAGES * PAGE));
+    File::from(OwnedFd::from(ready)).write_all(&byte).unwrap();
+    process.stdout.take().unwrap().read_to_end(&mut Vec::new()).unwrap();
+    assert!(process.wait().unwrap().success());
+    assert_eq!(paging.standing(), Standing::default());
+}
+
+#[test]
 fn what_is_wanted_first_is_told_in_that_order() {
     if !is_possible() {
         return;
@@ -309,7 +380,12 @@ fn a_process_whose_pager_dies_waits_and_never_reads_zeros() {
         return;
     }
     // Recording: nothing is filled in unasked, so that there is something left to ask for.
-    let paging = Paging::start(Vec::new(), true);
+    for paging in [Paging::start(Vec::new(), true), Paging::share(Vec::new(), true)] {
+        dies(&paging);
+    }
+}
+
+fn dies(paging: &Paging) {
     let mut process = paging.torture(1, 0, &["hold"]);
     let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
     assert_eq!(lines.next().unwrap().unwrap(), "0");

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use woodfrog_testkubelet::Container;
 
 use super::{Contender, PATIENCE, Place, Value};
+use crate::args::Mode;
 use crate::client::FirstAnswer;
 use crate::clock::{ms, now_us};
 use crate::report::Metric;
@@ -18,6 +19,7 @@ use crate::workload::{State, Workload, warm_up};
 pub(crate) struct Woodfrog {
     place: Place,
     workload: Workload,
+    image: String,
     state: State,
     frozen: Frozen,
 }
@@ -60,14 +62,14 @@ struct Memory {
 
 impl Woodfrog {
     /// Warms the application up, freezes it and pulls the image.
-    pub(crate) async fn prepare(place: Place, workload: Workload) -> Result<Self> {
-        let image = workload.frozen_image();
+    pub(crate) async fn prepare(place: Place, workload: Workload, memory: Mode) -> Result<Self> {
+        let image = workload.frozen_image(memory.name());
         let container = place.shim.run(place.pod(&workload, "freeze").managed()).await?;
-        let frozen = freeze(&place, &container, &image).await;
+        let frozen = freeze(&place, &container, &image, memory.name()).await;
         container.remove().await?;
         let (state, frozen) = frozen?;
         place.shim.pull(&image).await?;
-        Ok(Self { place, workload, state, frozen })
+        Ok(Self { place, workload, image, state, frozen })
     }
 
     async fn thaw(&self, container: &Container, start: u64, answer: FirstAnswer) -> Result<Vec<Value>> {
@@ -132,7 +134,7 @@ impl Contender for Woodfrog {
     async fn once(&self) -> Result<Vec<Value>> {
         let place = &self.place;
         let mut spec = place.pod(&self.workload, "thaw");
-        spec.image = self.workload.frozen_image();
+        spec.image = self.image.clone();
         let pod = place.shim.sandbox(spec).await?;
         let answer = FirstAnswer::from(&place.node, pod.ip, PATIENCE);
         let start = now_us();
@@ -143,14 +145,15 @@ impl Contender for Woodfrog {
     }
 
     async fn clean(&self) -> Result<()> {
-        self.place.shim.remove_image(&self.workload.frozen_image()).await
+        self.place.shim.remove_image(&self.image).await
     }
 }
 
-async fn freeze(place: &Place, container: &Container, image: &str) -> Result<(State, Frozen)> {
+async fn freeze(place: &Place, container: &Container, image: &str, memory: &str) -> Result<(State, Frozen)> {
     FirstAnswer::from(&place.node, container.ip(), PATIENCE).at().await?;
     let state = warm_up(&place.node, container.ip())?;
-    let output = woodfrog(place, &["freeze", &container.id, "--image", image, "--output", "json"])?;
+    let freeze = ["freeze", &container.id, "--image", image, "--memory", memory, "--output", "json"];
+    let output = woodfrog(place, &freeze)?;
     let frozen = serde_json::from_str(&output).with_context(|| output.clone())?;
     Ok((state, frozen))
 }
