@@ -42,7 +42,7 @@ const PAUSE: Duration = Duration::from_micros(200);
 /// A recording ends when nothing was wanted for so long, and in any case after the second time.
 const QUIET: Duration = Duration::from_millis(150);
 const RECORDING: Duration = Duration::from_secs(2);
-/// How often it is looked whether one of several processes has ended: nothing tells of that.
+/// How often it is looked whether processes have ended: nothing tells of that.
 const LOOK: Duration = Duration::from_secs(1);
 /// `LAZY_PAGES_RESTORE_FINISHED`.
 const FINISHED: u32 = 0x5253_5446;
@@ -175,7 +175,7 @@ impl Pager {
 
     /// Goes on where all memory is there, and is shared.
     fn stay(&mut self) -> Result<(), PagerError> {
-        let mut pause = None;
+        let mut pause = Some(LOOK);
         loop {
             self.wait(pause)?;
             self.is_init_there()?;
@@ -183,11 +183,11 @@ impl Pager {
             self.answer()?;
             self.look();
             self.bury()?;
-            pause = match later {
-                Served::Later => Some(PAUSE),
-                // The last one ends with the container.
-                Served::Well => (self.processes.len() > 1).then_some(LOOK),
-            };
+            if self.processes.is_empty() {
+                // The container may live on without them.
+                return scm::send(self.init.as_fd(), COMPLETE, &[]).map(drop).map_err(socket("tell init"));
+            }
+            pause = Some(if later == Served::Later { PAUSE } else { LOOK });
         }
     }
 

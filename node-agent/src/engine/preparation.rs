@@ -51,12 +51,7 @@ impl Preparation {
     }
 
     /// Of a container whose image has been read, and whose init is process `init`.
-    pub fn of(
-        engine: &Arc<Engine>,
-        container: &Arc<Container>,
-        prepared: Arc<Prepared>,
-        init: i32,
-    ) -> Self {
+    pub fn of(engine: &Arc<Engine>, container: &Arc<Container>, prepared: Arc<Prepared>, init: i32) -> Self {
         let (connected, _) = oneshot::channel();
         let (engine, container) = (engine.clone(), container.clone());
         let work = async move {
@@ -117,7 +112,9 @@ pub(super) async fn sharing(
         return Ok(None);
     }
     if engine.page_store.is_none() {
-        container.note("its memory is copied and not shared: this node has no page store (the agent's log says why)");
+        container.note(
+            "its memory is copied and not shared: this node has no page store (the agent's log says why)",
+        );
         return Ok(None);
     }
     let (engine, container, prepared) = (engine.clone(), container.clone(), prepared.clone());
