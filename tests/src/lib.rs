@@ -38,6 +38,17 @@ pub fn in_world<F>(name: &str, images: &[App], test: F)
 where
     F: AsyncFnOnce(&World<'_>) -> Result<()>,
 {
+    in_world_with(name, images, &[], test);
+}
+
+/// The same, with more arguments for the agent.
+///
+/// # Panics
+/// As [`in_world`].
+pub fn in_world_with<F>(name: &str, images: &[App], agent_arguments: &[&str], test: F)
+where
+    F: AsyncFnOnce(&World<'_>) -> Result<()>,
+{
     if let Need::Lacks(what) = Need::look() {
         eprintln!("skipped: {what}");
         return;
@@ -45,7 +56,7 @@ where
     let options = Options { images: images.to_vec(), ..Options::default() };
     let node = Node::up(name, &options).expect("a node").into_guard();
     let result = block_on(async {
-        let stack = Stack::start(&node, "debug")?;
+        let stack = Stack::start_with(&node, "debug", agent_arguments)?;
         let kubelet = Kubelet::connect(&node, &stack.cri_socket()).await?;
         test(&World { node: &node, stack, kubelet }).await
     });
