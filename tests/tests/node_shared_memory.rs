@@ -176,3 +176,31 @@ fn node_the_page_store_keeps_what_is_used_and_lets_go_of_the_rest() {
         third.remove().await
     });
 }
+
+#[test]
+fn node_a_dormant_pod_shares_its_memory_each_time_that_it_wakes() {
+    in_world("shared-dormant", &[App::Synthetic], async |world| {
+        let image = world.image(App::Synthetic, "shared-dormant");
+        frozen(world, &[&image]).await?;
+        let mut spec = PodSpec::new("pod", &image);
+        spec.annotations.insert("woodfrog.dev/standby".into(), "Dormant".into());
+        spec.annotations.insert("woodfrog.dev/idle-timeout".into(), "500ms".into());
+        let pod = world.from_image(spec).await?;
+        for wakes in 1..=3 {
+            ensure!(pod.get("/count")? == "4", "it wakes from its image");
+            ensure!(world.ps(&pod)?["wakes"] == wakes, "{}", log(world, &pod));
+            ensure!(pagers(world)?.len() == 1, "one pager for what is awake");
+            let deadline = Instant::now() + STARTUP;
+            while world.ps(&pod)?["state"] != "dormant" {
+                ensure!(Instant::now() < deadline, "it does not fall asleep:\n{}", log(world, &pod));
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+        let deadline = Instant::now() + STARTUP;
+        while !pagers(world)?.is_empty() {
+            ensure!(Instant::now() < deadline, "a pager outlives what it served");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        pod.remove().await
+    });
+}

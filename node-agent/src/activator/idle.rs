@@ -101,7 +101,7 @@ impl Idle {
         Ok(open.len())
     }
 
-    /// Processes in the container's cgroup that are neither its init nor the application's.
+    /// Processes in the container's cgroup that are neither its init nor the application's, nor a pager: that is in the agent's PID namespace.
     fn guests(&self, tree: &Tree) -> ProcResult<usize> {
         let ours: BTreeSet<i32> =
             tree.processes.iter().map(|process| process.pid).chain([self.init]).collect();
@@ -116,7 +116,9 @@ impl Idle {
             let text = io::read_to_string(std::fs::File::from(procs.map_err(io::Error::from)?))?;
             found.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
         }
-        Ok(found.difference(&ours).count())
+        let namespace = |pid: i32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+        let inside = namespace(self.init);
+        Ok(found.difference(&ours).filter(|pid| namespace(**pid) == inside).count())
     }
 }
 
