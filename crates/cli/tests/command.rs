@@ -94,7 +94,12 @@ fn container() -> Container {
 
 #[test]
 fn ps_lists_what_the_agent_knows() {
-    let list = || vec![response::Kind::Containers(Containers { containers: vec![container()] })];
+    let list = || {
+        vec![response::Kind::Containers(Containers {
+            containers: vec![container()],
+            ..Containers::default()
+        })]
+    };
     let (ran, asked) = Agent::answering(list()).run(&["ps"]);
     assert!(matches!(asked, request::Kind::List(_)));
     assert_eq!((ran.code, ran.err.as_str()), (0, ""));

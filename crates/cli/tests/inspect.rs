@@ -102,7 +102,7 @@ fn record(change: impl FnOnce(&mut Compatibility)) -> CheckpointRecord {
         stdio: Vec::new(),
         processes: vec![Process { pid: 300, name: "python3".into() }],
         listeners: vec![Listener { protocol: "tcp".into(), address: "0.0.0.0:8080".into() }],
-        memory_mode: MemoryMode::Copied,
+        memory_mode: woodfrog_image::MemoryMode::Copied,
         after_restore: Vec::new(),
         pod_addresses: Vec::new(),
         files: Vec::new(),

@@ -171,7 +171,7 @@ pub async fn thaw(
 
     // After the volumes, for it asks whether the container's user may open what lies there.
     let addresses = netns::addresses(link.pid).map_err(failed("read the pod's addresses"))?;
-    let (images, work, shared) = {
+    let Handed { images, work, shared } = {
         let (prepared, devices) = (prepared.clone(), policy::spec_devices(&container.info.spec));
         let (pid, path, addresses) = (link.pid, scratch.path().to_owned(), addresses.clone());
         let stored = sharing.map(|sharing| sharing.stored);
@@ -251,8 +251,17 @@ pub async fn thaw(
     })
 }
 
-/// The image directory for CRIU, checked against the container's PID 1, CRIU's work directory, and the files of shared memory with CRIU's
-/// keys for them.
+/// What CRIU is handed.
+struct Handed {
+    /// The image directory.
+    images: OwnedFd,
+    /// Its work directory.
+    work: OwnedFd,
+    /// The files of shared memory, with its keys for them.
+    shared: Vec<(String, OwnedFd)>,
+}
+
+/// The image directory for CRIU, checked against the container's PID 1, and what goes with it.
 fn image_directory(
     prepared: &Prepared,
     init: i32,
@@ -260,7 +269,7 @@ fn image_directory(
     addresses: &[IpAddr],
     stored: Option<&Stored>,
     scratch: &Path,
-) -> Result<(OwnedFd, OwnedFd, Vec<(String, OwnedFd)>), ThawError> {
+) -> Result<Handed, ThawError> {
     let mut target = policy::Target::read(init, devices)?;
     target.connections = !keeps_connections(prepared) || has_addresses_of_connections(prepared, addresses);
     let (there, here) = (prepared.record.seccomp_filters as usize, target.seccomp.len());
@@ -292,7 +301,8 @@ fn image_directory(
     let changed = std::fs::create_dir(scratch.join("images")).and_then(|()| open("images"));
     let changed = changed.map_err(failed("make a scratch directory"))?;
     rewrite.write_into(&changed).map_err(PrepareError::from)?;
-    Ok((prepared.with(&changed)?, open("work").map_err(failed("open a scratch directory"))?, shared))
+    let work = open("work").map_err(failed("open a scratch directory"))?;
+    Ok(Handed { images: prepared.with(&changed)?, work, shared })
 }
 
 /// Whether the state of established connections is in the image: only a freeze that keeps them writes it.
