@@ -376,6 +376,10 @@ impl Pager {
         if matches!(self.criu, Criu::Awaited(_)) || self.is_recording() {
             return Ok(self.recording.map(|_| Served::Later));
         }
+        // What is shared cannot be mapped before CRIU has finished; to try would only be in its way.
+        if self.sharing.is_some() && !matches!(self.criu, Criu::Finished) {
+            return Ok(None);
+        }
         let busy = self.last_fault.is_some_and(|fault| fault.elapsed() < BUSY);
         let piece = if busy { SMALL_PIECE } else { PIECE };
         let mut first = None;
