@@ -76,6 +76,38 @@ fn node_the_first_packet_wakes_a_dormant_pod_which_sleeps_again() {
 }
 
 #[test]
+fn node_kubelet_s_probes_find_a_dormant_pod_well_and_do_not_wake_it() {
+    in_world("probes", &[App::Cpython], async |world| {
+        let image = image(world).await?;
+        let pod = world.from_image(dormant("pod", &image, Some("1s"))).await?;
+        let url = format!("http://{}:8080/count", pod.ip());
+        // The kernel names a process after the file that it was started from.
+        world.node.run("cp", &["/usr/bin/curl", "/run/kubelet"])?;
+        let probe = || world.node.run("/run/kubelet", &["--silent", "--fail", "--max-time", "10", &url]);
+        for _ in 0..3 {
+            ensure!(!probe()?.trim().eq("4"), "the answer is not the application's");
+        }
+        ensure!(pod.exec(&["false"]).await? == (0, String::new()), "a probe by command finds it well");
+        expect_state(world, &pod, "dormant")?;
+
+        ensure!(pod.get("/count")? == "4", "anybody else wakes it");
+        ensure!(probe()?.trim() == "5", "awake, it answers probes itself");
+        ensure!(pod.exec(&["false"]).await?.0 == 1, "and one that fails fails");
+        let probed = async {
+            loop {
+                probe()?;
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        };
+        tokio::select! {
+            asleep = until(world, &pod, "dormant") => asleep?,
+            failed = probed => return failed,
+        }
+        pod.remove().await
+    });
+}
+
+#[test]
 fn node_a_dormant_pod_wakes_by_command_and_ends_quickly_when_it_is_deleted() {
     in_world("wake", &[App::Cpython], async |world| {
         let image = image(world).await?;

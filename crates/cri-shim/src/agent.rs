@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use woodfrog_protocol::agent::{
-    ContainerCreated, ContainerId, Request, Response, Started, Token, request, response,
+    ContainerCreated, ContainerId, Request, Response, Started, Token, Wake, request, response,
 };
 use woodfrog_protocol::frame::{self, Decoder, FrameError};
 
@@ -59,6 +59,15 @@ impl Agent {
         let question = request::Kind::AwaitStart(Token { token: token.to_owned() });
         match self.ask(question, deadline).await? {
             response::Kind::Started(started) => Ok(started),
+            _ => Err(AgentError::Unexpected),
+        }
+    }
+
+    /// Wakes a container; returns when it is awake.
+    pub(crate) async fn wake(&self, container_id: &str, reason: &str) -> Result<(), AgentError> {
+        let (container, reason) = (container_id.to_owned(), reason.to_owned());
+        match self.ask(request::Kind::Wake(Wake { container, reason }), deadlines::START).await? {
+            response::Kind::Started(_) => Ok(()),
             _ => Err(AgentError::Unexpected),
         }
     }

@@ -85,6 +85,11 @@ impl ControlDirs {
         Ok(self.command(token)?.start())
     }
 
+    /// Whether the container may sleep, by its pod's annotations.
+    pub(crate) fn may_sleep(&self, token: &str) -> bool {
+        self.command(token).is_ok_and(|command| command.annotations.contains_key(paths::STANDBY_ANNOTATION))
+    }
+
     /// Makes init start the command without waiting for a thaw.
     pub(crate) fn set_cold(&self, token: &str) -> Result<(), ControlError> {
         let command = Command { start: Start::Cold as i32, ..self.command(token)? };

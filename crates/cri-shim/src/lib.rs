@@ -31,6 +31,7 @@ mod runtime;
 mod seccomp;
 mod shim;
 mod upstream;
+mod visit;
 mod wire;
 
 use std::io;

@@ -76,10 +76,10 @@ pub(crate) async fn remove_sandbox(call: Call, client: &mut Client) -> Result<()
     call.give(answer, client).await
 }
 
-fn read<M: Message + Default>(body: &Bytes) -> Option<M> {
+pub(crate) fn read<M: Message + Default>(body: &Bytes) -> Option<M> {
     M::decode(grpc::single_message(body)?).ok()
 }
 
-async fn managed(call: &Call, id: Option<String>) -> Option<Managed> {
+pub(crate) async fn managed(call: &Call, id: Option<String>) -> Option<Managed> {
     call.shim.managed(&id?).await
 }

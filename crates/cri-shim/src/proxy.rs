@@ -27,7 +27,7 @@ use crate::shim::Shim;
 use crate::upstream::{
     CONNECTION_WINDOW, MAX_FRAME, MAX_HEADERS, REMEMBERED_RESETS, STREAM_WINDOW, Upstream,
 };
-use crate::{create, lifecycle};
+use crate::{create, lifecycle, visit};
 
 /// Resets that a client may have pending before it is taken for an attacker; the default of 20 is soon reached by a
 /// client that cancels many calls at once.
@@ -107,6 +107,9 @@ async fn call(
 enum Read {
     Create,
     Start,
+    Exec,
+    Attach,
+    ExecSync,
     Stop,
     Remove,
     RemoveSandbox,
@@ -117,6 +120,9 @@ impl Read {
         match path.strip_prefix("/runtime.v1.RuntimeService/")? {
             "CreateContainer" => Some(Self::Create),
             "StartContainer" => Some(Self::Start),
+            "Exec" => Some(Self::Exec),
+            "Attach" => Some(Self::Attach),
+            "ExecSync" => Some(Self::ExecSync),
             "StopContainer" => Some(Self::Stop),
             "RemoveContainer" => Some(Self::Remove),
             "RemovePodSandbox" => Some(Self::RemoveSandbox),
@@ -128,6 +134,9 @@ impl Read {
         match self {
             Self::Create => create::handle(call, client).await,
             Self::Start => lifecycle::start(call, client).await,
+            Self::Exec => visit::exec(call, client).await,
+            Self::Attach => visit::attach(call, client).await,
+            Self::ExecSync => visit::exec_sync(call, client).await,
             Self::Stop => lifecycle::stop(call, client).await,
             Self::Remove => lifecycle::remove(call, client).await,
             Self::RemoveSandbox => lifecycle::remove_sandbox(call, client).await,

@@ -249,3 +249,51 @@ fn a_pager_that_ends_before_the_thaw_is_done_leads_to_a_cold_start() {
     assert_eq!(test.machine.worker_ended(test.now), Continue(()));
     assert_eq!(test.machine.world.starts, 1);
 }
+
+#[test]
+fn a_dormant_init_waits_for_a_lease_without_a_deadline_and_without_an_agent() {
+    let mut test = Test::waiting();
+    test.told(Told::Welcome(Welcome { start: Start::Dormant.into() }));
+    assert_eq!(test.machine.deadline(), None);
+    assert_eq!(test.machine.lost(test.now), Continue(()));
+    assert_eq!((test.machine.deadline(), test.machine.world.starts), (None, 0));
+    test.machine.connected();
+    assert!(
+        matches!(test.machine.world.said.last(), Some(Say::Hello(hello)) if hello.state() == State::Dormant)
+    );
+    assert_eq!(test.machine.signal(SIGTERM, false), Break(128 + 15), "nothing has to end first");
+}
+
+#[test]
+fn a_thawed_application_is_ended_by_sleep_and_may_be_thawed_again() {
+    let mut test = Test::committed();
+    assert_eq!(test.done(), Continue(()));
+    test.told(Told::Sleep(Reason { message: "idle".into() }));
+    assert_eq!(test.machine.world.said.last(), Some(&Say::Asleep(Empty {})));
+    test.machine.connected();
+    let Some(Say::Hello(hello)) = test.machine.world.said.last() else { panic!("no hello") };
+    assert_eq!((hello.state(), hello.generation), (State::Dormant, 2));
+    let worker = OwnedFd::from(File::open("/dev/null").unwrap());
+    assert_eq!(test.machine.told(Told::RequestLease(Empty {}), Some(worker), test.now), Continue(()));
+    assert_eq!(test.machine.world.said.last(), Some(&Say::LeaseGranted(Empty {})));
+    assert_eq!(test.machine.world.starts, 0);
+}
+
+#[test]
+fn a_thaw_that_failed_leads_back_to_sleep_once_criu_is_gone() {
+    let mut test = Test::committed();
+    test.told(Told::Sleep(Reason { message: "no".into() }));
+    assert_ne!(test.machine.world.said.last(), Some(&Say::Asleep(Empty {})), "CRIU is still there");
+    assert_eq!(test.machine.worker_ended(test.now), Continue(()));
+    assert_eq!(test.machine.world.said.last(), Some(&Say::Asleep(Empty {})));
+    assert_eq!(test.machine.world.starts, 0);
+}
+
+#[test]
+fn what_is_left_of_an_application_that_cannot_be_killed_ends_the_container() {
+    let mut test = Test::committed();
+    assert_eq!(test.done(), Continue(()));
+    test.machine.world.clears = false;
+    let sleep = Told::Sleep(Reason { message: "idle".into() });
+    assert_eq!(test.machine.told(sleep, None, test.now), Break(KILLED));
+}
