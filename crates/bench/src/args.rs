@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use woodfrog_testnode::App;
 
 use crate::cluster::args::ClusterArgs;
+use crate::freeze::args::FreezeArgs;
 use crate::operator::args::OperatorArgs;
 
 /// Shows and measures Woodfrog on a node, an API server or a cluster of its own.
@@ -26,6 +27,8 @@ pub(crate) enum Command {
     Cluster(ClusterArgs),
     /// Measure restored, first response, all memory there, in every way, for applications and sizes
     Thaw(ThawArgs),
+    /// Measure how long a freeze holds an application, and how fast its image is built
+    Freeze(FreezeArgs),
     /// Measure what the shim adds to CRI calls
     Shim(ShimArgs),
     /// Measure the start of a 32 MB server beside runc, with containerd's share of it
@@ -246,7 +249,13 @@ impl From<Application> for App {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Inside {
     /// Dump the child of a container's PID 1 with plain CRIU
-    Dump(InContainer),
+    Dump {
+        #[command(flatten)]
+        at: InContainer,
+        /// Let it run on
+        #[arg(long)]
+        leave_running: bool,
+    },
     /// Restore it into another container with plain CRIU
     Restore {
         #[command(flatten)]

@@ -13,6 +13,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use prost::Message;
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, WaitIdStatus, pidfd_open};
 use serde::{Deserialize, Serialize};
@@ -35,8 +36,19 @@ pub(crate) struct Started {
     pub(crate) done_us: u64,
 }
 
-/// Dumps the child of a container's PID 1, and ends it.
-pub(crate) fn dump(init: i32, images: &Path) -> Result<()> {
+/// A dump.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Dumped {
+    /// When CRIU was started, microseconds of CLOCK_MONOTONIC.
+    pub(crate) started_us: u64,
+    /// When it had ended.
+    pub(crate) done_us: u64,
+    /// Microseconds for which it held the tasks, as it says itself.
+    pub(crate) held_us: u64,
+}
+
+/// Dumps the child of a container's PID 1, and ends it unless it is to run on.
+pub(crate) fn dump(init: i32, images: &Path, leave_running: bool) -> Result<Dumped> {
     let children = fs::read_to_string(format!("/proc/{init}/task/{init}/children"))?;
     let pid: i32 = children.trim().parse().with_context(|| format!("children of {init}: {children:?}"))?;
     let mut stdio = BTreeMap::new();
@@ -54,9 +66,40 @@ pub(crate) fn dump(init: i32, images: &Path) -> Result<()> {
     };
     let inner = *field("NSpid:")?.last().with_context(|| format!("process {pid} is gone"))?;
     let (uid, gid) = (field("Uid:")?[0], field("Gid:")?[0]);
-    let arguments = ["dump", "--tree", &inner.to_string(), "--file-locks", "--link-remap"];
+    let inner = inner.to_string();
+    let mut arguments = vec!["dump", "--tree", &inner, "--file-locks", "--link-remap"];
+    if leave_running {
+        arguments.push("--leave-running");
+    }
     // With its target's real ids CRIU may read the limits of its target without CAP_SYS_RESOURCE.
-    Criu::start(init, images, Some((uid, gid)), &arguments, &[])?.finish().map(drop)
+    let Started { started_us, done_us } =
+        Criu::start(init, images, Some((uid, gid)), &arguments, &[])?.finish()?;
+    Ok(Dumped { started_us, done_us, held_us: held_us(images)? })
+}
+
+/// CRIU's `images/stats.proto`: times in microseconds.
+#[derive(Clone, PartialEq, Message)]
+struct DumpStats {
+    #[prost(uint32, tag = "1")]
+    freezing_time: u32,
+    #[prost(uint32, tag = "2")]
+    frozen_time: u32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Stats {
+    #[prost(message, optional, tag = "1")]
+    dump: Option<DumpStats>,
+}
+
+/// How long a dump held its tasks, from CRIU's statistics in the image directory.
+fn held_us(images: &Path) -> Result<u64> {
+    /// Two magic numbers and the entry's length come before it.
+    const HEADER: usize = 12;
+    let path = images.join("stats-dump");
+    let file = fs::read(&path).with_context(|| path.display().to_string())?;
+    let stats = Stats::decode(file.get(HEADER..).unwrap_or_default())?.dump.unwrap_or_default();
+    Ok(u64::from(stats.freezing_time) + u64::from(stats.frozen_time))
 }
 
 /// A restore.

@@ -7,6 +7,7 @@ mod clock;
 mod cluster;
 mod contenders;
 mod demo;
+mod freeze;
 mod inside;
 mod modes;
 mod node;
@@ -37,13 +38,16 @@ fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Demo(args) => node::with(&args.node, &args.apps(), |place| demo::run(place, &args)),
         Command::Thaw(args) => node::with(&args.node, &args.apps(), |place| thaw::run(place, &args)),
+        Command::Freeze(args) => node::with(&args.node, &args.apps(), |place| freeze::run(place, &args)),
         Command::Shim(args) => node::with(&args.node, shim::APPS, |place| shim::run(place, &args)),
         Command::Start(args) => node::with(&args.node, start::APPS, |place| start::run(place, &args)),
         Command::Cluster(args) => cluster::run(&args),
         Command::Operator(args) => operator::run(&args),
         Command::Inside(task) => {
             let done = match task {
-                Inside::Dump(at) => return inside::dump(at.init, &at.images).map(|()| ExitCode::SUCCESS),
+                Inside::Dump { at, leave_running } => {
+                    json(&inside::dump(at.init, &at.images, leave_running)?)
+                }
                 Inside::Restore { at, lazy } => json(&inside::restore(at.init, &at.images, lazy)?),
                 Inside::Run { command } => json(&inside::run(&command)?),
                 Inside::Usage { init } => json(&inside::usage(init)?),
