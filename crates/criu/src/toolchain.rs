@@ -27,6 +27,7 @@ pub struct Toolchain {
     binary: File,
     linked: Option<Linked>,
     nothing: OwnedFd,
+    breakpoint: Option<OwnedFd>,
 }
 
 /// What a dynamic binary needs besides itself.
@@ -84,7 +85,14 @@ impl Toolchain {
         let bytes = std::fs::read(path).map_err(|source| open_error(path, source))?;
         let linked = interpreter(path, &bytes)?.map(|loader| Linked::open(path, &loader)).transpose()?;
         let nothing = woodfrog_sys::mount::empty_directory().map_err(ToolchainError::Empty)?;
-        Ok(Self { path: path.to_owned(), binary: open(path)?, linked, nothing })
+        // On machines without, and where the first one would take its time at every restore, CRIU does without.
+        let breakpoint = woodfrog_sys::breakpoint::hold().ok();
+        Ok(Self { path: path.to_owned(), binary: open(path)?, linked, nothing, breakpoint })
+    }
+
+    /// Whether CRIU may set hardware breakpoints, which is faster the more threads there are.
+    pub(crate) fn uses_breakpoints(&self) -> bool {
+        self.breakpoint.is_some()
     }
 
     /// Where the binary lies on the node.

@@ -62,7 +62,6 @@ pub struct Setup {
     place: Where,
     last_pid: Option<i32>,
     real_ids: Option<(u32, u32)>,
-    avoid_breakpoints: bool,
     descriptors: Vec<OwnedFd>,
     work: OwnedFd,
 }
@@ -73,14 +72,7 @@ const FIRST_GIVEN: RawFd = 3;
 impl Setup {
     /// `work` is a directory that CRIU may write to: its log, its statistics, the page server's socket.
     pub fn new(work: OwnedFd) -> Self {
-        Self {
-            place: Where::Here,
-            last_pid: None,
-            real_ids: None,
-            avoid_breakpoints: false,
-            descriptors: Vec::new(),
-            work,
-        }
+        Self { place: Where::Here, last_pid: None, real_ids: None, descriptors: Vec::new(), work }
     }
 
     /// Runs it in the namespaces of a container, named by a pidfd of its PID 1.
@@ -105,13 +97,6 @@ impl Setup {
     /// says no: there the kernel tells the resource limits of a process to its own user alone.
     pub fn real_ids(mut self, uid: u32, gid: u32) -> Self {
         self.real_ids = Some((uid, gid));
-        self
-    }
-
-    /// Lets CRIU single-step instead of using a hardware breakpoint. The first breakpoint on an idle machine takes
-    /// 12–60 ms; stepping costs little with few threads.
-    pub fn avoid_breakpoints(mut self) -> Self {
-        self.avoid_breakpoints = true;
         self
     }
 
@@ -159,7 +144,8 @@ impl Setup {
         }
         program.variable(c_string(format!("PATH={nothing}")));
         program.variable(c_string(format!("GNUTLS_SYSTEM_PRIORITY_FILE={nothing}/none")));
-        if self.avoid_breakpoints {
+        if !toolchain.uses_breakpoints() {
+            // `FI_NO_BREAKPOINTS`: CRIU stops its tasks at each system call instead.
             program.variable(c"CRIU_FAULT=130".to_owned());
         }
         if let Some(last) = self.last_pid {

@@ -4,6 +4,7 @@
 //!
 //! - [`process`]: start a program inside the namespaces and cgroups of another process, with a wished PID;
 //! - [`access`]: whether a resolved file may be opened;
+//! - [`breakpoint`]: hardware breakpoints;
 //! - [`mapping`]: files mapped for reading;
 //! - [`mount`]: overlay mounts that exist only as a descriptor;
 //! - [`scm`]: descriptors sent over unix sockets;
@@ -14,6 +15,7 @@
 #![allow(unsafe_code)]
 
 pub mod access;
+pub mod breakpoint;
 pub mod mapping;
 pub mod mount;
 pub mod pid1;

@@ -168,7 +168,7 @@ async fn worker(criu: Arc<Toolchain>, job: &Job) -> Result<(Worker, woodfrog_cri
         .ok_or(rustix::io::Errno::SRCH)
         .and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()))
         .map_err(|e| failed(e.into()))?;
-    let mut setup = Setup::new(open("work").map_err(failed)?).container(Arc::new(init)).avoid_breakpoints();
+    let mut setup = Setup::new(open("work").map_err(failed)?).container(Arc::new(init));
     if !woodfrog_criu::can_override_resource_limits()
         && let Some((uid, gid)) = job.tree.processes.first().map(|root| root.ids)
     {

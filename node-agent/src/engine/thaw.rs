@@ -183,7 +183,7 @@ pub async fn thaw(
     let shares_memory = !shared.is_empty();
     watch.lap("check");
 
-    let mut setup = Setup::new(work).seat(seat).last_pid(highest_pid(&prepared)).avoid_breakpoints();
+    let mut setup = Setup::new(work).seat(seat).last_pid(highest_pid(&prepared));
     let images = setup.give(images);
     let mut options = RestoreOptions {
         connections: if keeps_connections(&prepared) { Connections::Keep } else { Connections::Close },
