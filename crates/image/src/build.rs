@@ -30,6 +30,7 @@ use crate::hashing::Hashing;
 use crate::labels;
 use crate::layer::{self, Compression, Layer};
 use crate::record::{CheckpointRecord, FileRecord, PageFileRecord, RecordError, VolumeRecord};
+use crate::sparse::{Content, Extent};
 use crate::store::{BlobStore, StoreError};
 use crate::volume::{self, VolumeError, VolumeReport, VolumeSource};
 
@@ -114,6 +115,7 @@ pub struct ImageBuilder<'s> {
     progress: Option<MemoryProgress>,
     diff: Option<Layer>,
     memory: Vec<Layer>,
+    kept: BTreeMap<String, Vec<Extent>>,
     state: BTreeMap<String, PathBuf>,
     volumes: Vec<NamedTempFile>,
 }
@@ -137,6 +139,7 @@ impl<'s> ImageBuilder<'s> {
             progress: None,
             diff: None,
             memory: Vec::new(),
+            kept: BTreeMap::new(),
             state: BTreeMap::new(),
             volumes: Vec::new(),
         }
@@ -151,6 +154,12 @@ impl<'s> ImageBuilder<'s> {
     /// Reports the progress of [`Self::memory`].
     pub fn on_memory(mut self, progress: MemoryProgress) -> Self {
         self.progress = Some(progress);
+        self
+    }
+
+    /// Takes of these page files only the extents that are given (offset and length, ascending), one behind the other.
+    pub fn keep_only(mut self, kept: BTreeMap<String, Vec<(u64, u64)>>) -> Self {
+        self.kept = kept;
         self
     }
 
@@ -200,27 +209,32 @@ impl<'s> ImageBuilder<'s> {
         }
         let before = self.record.memory_bytes();
         let progress = self.progress.clone();
+        let kept = self.kept.remove(&name);
         let (mtime, directories) = (self.mtime(), self.directories());
         let (layer, file) = layer::write(self.store, self.compression, labels::ROLE_MEMORY, |archive| {
             let failed = |source| BuildError::Read { path: path.to_owned(), source };
             let write = |e| StoreError::io("write a memory layer to", self.store.root(), e);
             let file = File::open(path).map_err(failed)?;
-            let size = file.metadata().map_err(failed)?.len();
+            let length = file.metadata().map_err(failed)?.len();
+            let extents = kept.unwrap_or_else(|| vec![(0, length)]);
+            let size = extents.iter().map(|extent| extent.1).sum();
             for directory in &directories {
                 archive.append(directory).map_err(write)?;
             }
-            let mut reader = Counting::new(file, |read| {
+            let mut content = Content::new(&file, &extents, length, false);
+            let mut reader = Counting::new(&mut content, |read| {
                 if let Some(progress) = &progress {
                     progress(before + read);
                 }
             });
             let entry = Entry::of_root(in_checkpoint(&name), Kind::File { size }, 0o600, mtime);
             let copied = archive.append_file(&entry, &mut reader);
-            if let Some(source) = reader.failed.take() {
+            let read = reader.read;
+            if let Some(source) = content.failed.take() {
                 return Err(failed(source));
             }
             copied.map_err(write)?;
-            if reader.read != size {
+            if read != size {
                 return Err(BuildError::Changed { path: path.to_owned() });
             }
             Ok(PageFileRecord { name: name.clone(), size })

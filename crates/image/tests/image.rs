@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -161,6 +162,23 @@ fn progress_reaches_the_size_of_the_memory() {
         }));
     builder.checkpoint_directory(dumped.path()).unwrap();
     assert_eq!(seen.load(Ordering::Relaxed), 24_000_000);
+}
+
+#[test]
+fn of_a_page_file_only_what_is_to_be_kept_is_in_the_layer() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = BlobStore::open(directory.path().join("store")).unwrap();
+    let dumped = tempfile::tempdir().unwrap();
+    support::dump(dumped.path());
+    let whole = std::fs::read(dumped.path().join("pages-1.img")).unwrap();
+    let kept = BTreeMap::from([("pages-1.img".to_owned(), vec![(4096, 8192), (1_048_576, 4096)])]);
+    let mut builder = ImageBuilder::new(&store, support::Base::new(&store).image(), support::record());
+    builder = builder.keep_only(kept);
+    builder.checkpoint_directory(dumped.path()).unwrap();
+    let image = builder.finish().unwrap();
+    assert_eq!(image.record.memory[0].size, 12_288);
+    let memory = files(&store, image.new_layers.last().unwrap());
+    assert!(memory[2].2 == [&whole[4096..12_288], &whole[1_048_576..1_052_672]].concat());
 }
 
 #[test]

@@ -18,6 +18,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
+use woodfrog_criu::images::{ImageDir, zeros};
 use woodfrog_criu::{Connections as CriuConnections, CriuError, Dump, DumpOptions, Setup, Toolchain, Worker};
 use woodfrog_image::{
     BaseImage, BlobStore, BuildError, BuiltImage, CheckpointRecord, DiffOptions, ImageBuilder, VolumeSource,
@@ -216,12 +217,16 @@ impl Build {
             let (true, Ok(progress)) = (whole, wait.blocking_recv()) else {
                 return Err(FreezeError::Abandoned { container: name.clone() });
             };
-            builder = builder.on_memory(progress);
             let images = job.dir.join("images");
             if let (Some(shared), Some(standing)) = (&job.shared, &standing) {
                 let shared = shared.convert(standing, &images);
                 shared.map_err(|source| FreezeError::Shared { container: name.clone(), source })?;
             }
+            let dir = open_dir(&images)
+                .map_err(|source| FreezeError::Directory { path: images.clone(), source })?;
+            let kept = zeros::leave_out(&ImageDir::new(dir))
+                .map_err(|source| FreezeError::Images { container: name.clone(), source })?;
+            builder = builder.on_memory(progress).keep_only(kept);
             builder.checkpoint_directory(&images).map_err(failed)?;
             let image = builder.finish().map_err(failed)?;
             Ok(Built { image, warnings })

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use woodfrog_criu::images::ImageError;
 use woodfrog_criu::{Cause, CriuError, WorkerError};
 use woodfrog_image::{BaseError, BuildError, StoreError};
 use woodfrog_protocol::agent::Finding;
@@ -151,6 +152,14 @@ pub enum FreezeError {
         /// What is wrong.
         source: CriuError,
     },
+    /// What CRIU wrote.
+    #[error("{container}: {source}")]
+    Images {
+        /// The container.
+        container: String,
+        /// What is wrong.
+        source: ImageError,
+    },
     /// Another container of the same freeze failed.
     #[error("{container} runs on, since another container could not be frozen")]
     Abandoned {
@@ -203,6 +212,7 @@ impl FreezeError {
             Self::Base { .. } => "base_image",
             Self::Worker { .. } => "criu",
             Self::Dump { source, .. } => source.category(),
+            Self::Images { .. } => "image",
             Self::Abandoned { .. } => "abandoned",
             Self::Shared { .. } => "shared_memory",
             Self::Directory { .. } | Self::Store(_) => "storage",

@@ -35,6 +35,7 @@ mod task;
 #[cfg(test)]
 mod tests;
 mod unsharing;
+pub mod zeros;
 
 pub use address::Rebind;
 pub use checkpoint::{Checkpoint, PagesFile, TcpStream};
