@@ -6,7 +6,7 @@
 //! - [`access`]: whether a resolved file may be opened;
 //! - [`breakpoint`]: hardware breakpoints;
 //! - [`mapping`]: files mapped for reading;
-//! - [`mount`]: overlay mounts that exist only as a descriptor;
+//! - [`mount`]: mounts that exist only as a descriptor;
 //! - [`scm`]: descriptors sent over unix sockets;
 //! - [`seccomp`]: filters of another process;
 //! - [`userfault`]: page faults of another process;

@@ -78,3 +78,14 @@ pub fn empty_directory() -> Result<OwnedFd, Errno> {
     let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
 }
+
+/// A directory in memory that only root may enter: a tmpfs of its own.
+pub fn memory_directory() -> Result<OwnedFd, Errno> {
+    let context = mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    mount::fsconfig_set_string(&context, "mode", "0700")?;
+    mount::fsconfig_create(&context)?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+}

@@ -19,13 +19,16 @@ use rustix::process::{Pid, PidfdFlags};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
 use woodfrog_criu::images::{ImageDir, zeros};
-use woodfrog_criu::{Connections as CriuConnections, CriuError, Dump, DumpOptions, Setup, Toolchain, Worker};
+use woodfrog_criu::{
+    Connections as CriuConnections, CriuError, Dump, DumpOptions, Given, Setup, Toolchain, Worker,
+};
 use woodfrog_image::{
     BaseImage, BlobStore, BuildError, BuiltImage, CheckpointRecord, DiffOptions, ImageBuilder, VolumeSource,
 };
 use woodfrog_protocol::agent::{Connections, Phase};
 use woodfrog_protocol::pager::Standing;
 
+use super::dump_dir::DumpDir;
 use super::error::FreezeError;
 use super::phases::Stopwatch;
 use super::runtime::Layers;
@@ -51,7 +54,7 @@ pub struct Job {
     pub container: Arc<Container>,
     /// Its process tree, as the preflight saw it.
     pub tree: Tree,
-    /// Directory for this dump, on a disk.
+    /// Directory for this dump on the disk: CRIU's log, and the images if they do not fit into memory.
     pub dir: PathBuf,
     /// Where blobs of this freeze go.
     pub store: Arc<BlobStore>,
@@ -94,7 +97,7 @@ pub async fn dump(
     let mut watch = Stopwatch::start("freeze");
     let name = job.container.info.display();
     let criu_failed = |source: CriuError| FreezeError::Dump { container: name.clone(), source };
-    let (worker, images) = worker(criu, &job).await?;
+    let (worker, given, images) = worker(criu, &job).await?;
     watch.lap("worker");
 
     let began = Instant::now();
@@ -108,7 +111,7 @@ pub async fn dump(
         external: job.shared.iter().flat_map(|shared| shared.keys()).collect(),
         ..DumpOptions::new(job.tree.processes.first().map_or(0, |root| root.inner_pid))
     };
-    let mut dump = worker.dump(images, &options).await.map_err(criu_failed)?;
+    let mut dump = worker.dump(given, &options).await.map_err(criu_failed)?;
     dump.written().await.map_err(criu_failed)?;
     watch.lap("dump");
     // Now, while nothing changes.
@@ -136,7 +139,7 @@ pub async fn dump(
     }
     watch.lap("wait");
     let stay = job.stay;
-    let build = Build::start(job, standing);
+    let build = Build::start(job, standing, images);
     let captured = build.captured().await;
     let build = match captured {
         Ok(build) => build,
@@ -157,7 +160,7 @@ pub async fn dump(
     Ok(Dumped { build, held, standstill_ms, phases: watch.phases() })
 }
 
-async fn worker(criu: Arc<Toolchain>, job: &Job) -> Result<(Worker, woodfrog_criu::Given), FreezeError> {
+async fn worker(criu: Arc<Toolchain>, job: &Job) -> Result<(Worker, Given, DumpDir), FreezeError> {
     let failed = |source: std::io::Error| FreezeError::Directory { path: job.dir.clone(), source };
     let open = |name: &str| {
         let path = job.dir.join(name);
@@ -175,11 +178,12 @@ async fn worker(criu: Arc<Toolchain>, job: &Job) -> Result<(Worker, woodfrog_cri
     {
         setup = setup.real_ids(uid, gid);
     }
-    let images = setup.give(open("images").map_err(failed)?);
+    let images = DumpDir::new(&job.tree, job.dir.join("images")).map_err(failed)?;
+    let given = setup.give(images.open().map_err(failed)?);
     let worker = Worker::spawn(criu, setup)
         .await
         .map_err(|source| FreezeError::Worker { container: job.container.info.display(), source })?;
-    Ok((worker, images))
+    Ok((worker, given, images))
 }
 
 /// The image under construction, on a thread of its own: first what must be read while the tasks are held, then the rest.
@@ -201,7 +205,7 @@ pub struct Built {
 }
 
 impl Build {
-    fn start(job: Job, standing: Option<Standing>) -> Self {
+    fn start(job: Job, standing: Option<Standing>, images: DumpDir) -> Self {
         let (captured, receiver) = oneshot::channel();
         let (go_on, wait) = oneshot::channel::<Progress>();
         let done = spawn_blocking(move || {
@@ -217,17 +221,17 @@ impl Build {
             let (true, Ok(progress)) = (whole, wait.blocking_recv()) else {
                 return Err(FreezeError::Abandoned { container: name.clone() });
             };
-            let images = job.dir.join("images");
             if let (Some(shared), Some(standing)) = (&job.shared, &standing) {
-                let shared = shared.convert(standing, &images);
+                let shared = shared.convert(standing, images.path());
                 shared.map_err(|source| FreezeError::Shared { container: name.clone(), source })?;
             }
-            let dir = open_dir(&images)
-                .map_err(|source| FreezeError::Directory { path: images.clone(), source })?;
+            let dir = images
+                .open()
+                .map_err(|source| FreezeError::Directory { path: images.path().to_owned(), source })?;
             let kept = zeros::leave_out(&ImageDir::new(dir))
                 .map_err(|source| FreezeError::Images { container: name.clone(), source })?;
             builder = builder.on_memory(progress).keep_only(kept);
-            builder.checkpoint_directory(&images).map_err(failed)?;
+            builder.checkpoint_directory(images.path()).map_err(failed)?;
             let image = builder.finish().map_err(failed)?;
             Ok(Built { image, warnings })
         });

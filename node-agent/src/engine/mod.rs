@@ -7,6 +7,7 @@
 pub mod cgroups;
 pub mod container;
 pub mod dump;
+pub mod dump_dir;
 pub mod error;
 pub mod freeze;
 pub mod hooks;
