@@ -11,7 +11,7 @@ use crate::workload::Workload;
 Examples:
   woodfrog-bench freeze                                      all applications, one synthetic server
   woodfrog-bench freeze --applications tomcat --sizes        one application
-  woodfrog-bench freeze --applications --sizes 512x8         a synthetic server: MB x threads
+  woodfrog-bench freeze --applications --sizes 1024x1        a synthetic server: MB x threads
   woodfrog-bench freeze --runs 11 --json freeze.json         for programs
 
 In each round, of one and the same process:
@@ -27,7 +27,7 @@ pub(crate) struct FreezeArgs {
     #[arg(long, value_enum, num_args = 0.., value_delimiter = ',', default_values_t = [Application::Cpython, Application::Tomcat, Application::Node, Application::Rails])]
     pub(crate) applications: Vec<Application>,
     /// Synthetic servers, each as MBxTHREADS, with commas between them
-    #[arg(long, num_args = 0.., value_delimiter = ',', default_values_t = [Size { megabytes: 512, threads: 8 }])]
+    #[arg(long, num_args = 0.., value_delimiter = ',', default_values_t = [Size { megabytes: 256, threads: 8 }])]
     pub(crate) sizes: Vec<Size>,
     /// Rounds
     #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=100))]
