@@ -52,7 +52,7 @@ pub fn leave_out(dir: &ImageDir) -> Result<Kept, ImageError> {
         let file = openat(dir, pages.file_name(), flags, Mode::empty())
             .map_err(|errno| failed("open")(errno.into()))?;
         let mapping = Mapping::new(file, length as usize).map_err(|errno| failed("map")(errno.into()))?;
-        let (runs, extents) = trim(&pages.runs, |offset, length| mapping.read(offset, length))
+        let Trimmed { runs, extents } = trim(&pages.runs, |offset, length| mapping.read(offset, length))
             .ok_or_else(|| ImageError::inconsistent(&name, "describes more pages than there are"))?;
         if runs.len() > pages.runs.len() || extents.iter().map(|extent| extent.1).sum::<u64>() < length {
             write(dir, &kind, &name, pages.pages_id, &runs)?;
@@ -89,10 +89,7 @@ fn write(dir: &ImageDir, kind: &ImageName, name: &str, id: u32, runs: &[Pagemap]
 }
 
 /// The runs without zeros, and where in the page file they are; none if `content` ends before them.
-fn trim<'c>(
-    runs: &[Pagemap],
-    content: impl Fn(u64, u64) -> Option<&'c [u8]>,
-) -> Option<(Vec<Pagemap>, Vec<(u64, u64)>)> {
+fn trim<'c>(runs: &[Pagemap], content: impl Fn(u64, u64) -> Option<&'c [u8]>) -> Option<Trimmed> {
     let mut trimmed = Trimmed::default();
     let mut offset = 0u64;
     for run in runs {
@@ -119,12 +116,14 @@ fn trim<'c>(
         trimmed.keep(run, offset, from, end);
         offset += length;
     }
-    Some((trimmed.runs, trimmed.extents))
+    Some(trimmed)
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Trimmed {
+    /// What is left of the page map.
     runs: Vec<Pagemap>,
+    /// Where in the page file that is.
     extents: Vec<(u64, u64)>,
 }
 
@@ -173,7 +172,7 @@ mod tests {
 
     fn trimmed(runs: &[Pagemap], file: &[u8]) -> (Vec<Pagemap>, Vec<(u64, u64)>) {
         let content = |offset: u64, length: u64| file.get(offset as usize..(offset + length) as usize);
-        let (runs, extents) = trim(runs, content).unwrap();
+        let Trimmed { runs, extents } = trim(runs, content).unwrap();
         (runs, extents.into_iter().map(|(at, length)| (at / PAGE_SIZE, length / PAGE_SIZE)).collect())
     }
 
