@@ -37,7 +37,7 @@ impl DumpDir {
     /// # Errors
     /// The directory cannot be made.
     pub fn new(tree: &Tree, disk: PathBuf) -> io::Result<Self> {
-        if let Some(room) = Room::reserve(needed(tree), free())
+        if let Some(room) = Room::reserve(&RESERVED, needed(tree), free())
             && let Ok(directory) = woodfrog_sys::mount::memory_directory()
         {
             let path = format!("/proc/self/fd/{}", directory.as_raw_fd()).into();
@@ -74,19 +74,22 @@ fn open(path: &Path) -> io::Result<OwnedFd> {
 
 /// Memory that is set aside.
 #[derive(Debug)]
-struct Room(u64);
+struct Room {
+    of: &'static AtomicU64,
+    bytes: u64,
+}
 
 impl Room {
     /// Some, if that much is left of `free` with all that others have.
-    fn reserve(bytes: u64, free: u64) -> Option<Self> {
+    fn reserve(of: &'static AtomicU64, bytes: u64, free: u64) -> Option<Self> {
         let fits = |reserved: u64| reserved.checked_add(bytes).filter(|all| *all <= free / SHARE);
-        RESERVED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).ok().map(|_| Self(bytes))
+        of.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).ok().map(|_| Self { of, bytes })
     }
 }
 
 impl Drop for Room {
     fn drop(&mut self) {
-        RESERVED.fetch_sub(self.0, Ordering::Relaxed);
+        self.of.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -127,12 +130,26 @@ mod tests {
 
     #[test]
     fn dumps_under_way_share_the_room_that_there_is() {
-        let first = Room::reserve(40, 100).unwrap();
-        assert!(Room::reserve(20, 100).is_none());
-        let second = Room::reserve(10, 100).unwrap();
+        static ALL: AtomicU64 = AtomicU64::new(0);
+        let first = Room::reserve(&ALL, 40, 100).unwrap();
+        assert!(Room::reserve(&ALL, 20, 100).is_none());
+        let second = Room::reserve(&ALL, 10, 100).unwrap();
         drop((first, second));
-        assert!(Room::reserve(50, 100).is_some());
-        assert!(Room::reserve(u64::MAX, u64::MAX).is_none());
+        assert!(Room::reserve(&ALL, 50, 100).is_some());
+        assert!(Room::reserve(&ALL, u64::MAX, u64::MAX).is_none());
+    }
+
+    #[test]
+    fn a_small_dump_goes_to_memory_and_is_found_by_its_path() {
+        if !rustix::process::geteuid().is_root() {
+            return println!("skipped: mounting needs root");
+        }
+        let temporary = tempfile::tempdir().unwrap();
+        let disk = temporary.path().join("images");
+        let dir = DumpDir::new(&Tree::default(), disk.clone()).unwrap();
+        assert!(dir.in_memory() && !disk.exists());
+        std::fs::write(dir.path().join("a"), "b").unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]
