@@ -93,7 +93,7 @@ async fn once(place: &Place, workload: &Workload, container: &Container) -> Resu
     place.node.run("rm", &["-rf", DIRECTORY])?;
 
     let program = format!("{}/woodfrog", place.binaries);
-    let image = workload.frozen_image();
+    let image = workload.frozen_image("measured");
     let output =
         place.node.run(&program, &["freeze", &container.id, "--image", &image, "--output", "json"])?;
     let frozen: Frozen = serde_json::from_str(&output).with_context(|| output.clone())?;
