@@ -65,6 +65,18 @@ impl AddAssign for Counts {
     }
 }
 
+/// Neighbours as one: the kernel takes several mappings at once.
+fn joined(spans: &[Span]) -> Vec<Span> {
+    let mut joined: Vec<Span> = Vec::new();
+    for span in spans {
+        match joined.last_mut() {
+            Some(last) if last.start + last.length == span.start => last.length += span.length,
+            _ => joined.push(*span),
+        }
+    }
+    joined
+}
+
 /// One process.
 pub(crate) struct Memory {
     pub(crate) pid: i32,
@@ -214,7 +226,7 @@ impl Memory {
 
     /// Puts the shared memory under the userfaultfd. CRIU has mapped everything, and no thread runs.
     pub(crate) fn register(&mut self) -> Result<(), ServeError> {
-        for span in std::mem::take(&mut self.shared) {
+        for span in joined(&std::mem::take(&mut self.shared)) {
             let registered = self.userfault.register(span.start, span.length);
             registered.map_err(|errno| self.failed("share the memory", span.start, errno))?;
         }

@@ -111,8 +111,6 @@ pub(crate) struct Pager {
     /// How many descriptors init was given.
     held: u64,
     looked: Instant,
-    /// Memory that needs nobody was taken off the userfaultfds.
-    unregistered: bool,
     /// Of processes that have ended.
     counts: Counts,
     wanted: Vec<Wanted>,
@@ -135,7 +133,6 @@ impl Pager {
             processes: VecDeque::new(),
             held: 0,
             looked: Instant::now(),
-            unregistered: false,
             counts: Counts::default(),
             wanted: Vec::new(),
             last_fault: None,
@@ -306,7 +303,13 @@ impl Pager {
         self.recording = self.plan.record.then(Instant::now);
         for memory in &mut self.processes {
             memory.mapped = true;
+            if self.sharing.is_none() {
+                continue;
+            }
+            // All of this keeps threads out of their address space, so it is done before they begin.
             memory.register()?;
+            memory.unregister();
+            while memory.fill_first(PIECE)? == Some(Served::Well) {}
         }
         if let Some(sharing) = &self.sharing {
             rustix::io::write(&sharing.ready, READY).map_err(socket("tell the agent"))?;
@@ -392,9 +395,6 @@ impl Pager {
         // While CRIU is at work, everything else would only be in its way.
         if first.is_some() || !matches!(self.criu, Criu::Finished) {
             return Ok(first);
-        }
-        if self.sharing.is_some() && !std::mem::replace(&mut self.unregistered, true) {
-            self.processes.iter_mut().for_each(Memory::unregister);
         }
         // In turn.
         self.processes.rotate_left(usize::from(self.processes.len() > 1));
