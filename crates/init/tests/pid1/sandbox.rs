@@ -65,6 +65,7 @@ impl Plan {
             start: Start::Cold.into(),
             hello_timeout_ms: PATIENCE.as_millis() as u32,
             thaw_timeout_ms: PATIENCE.as_millis() as u32,
+            ..init::Command::default()
         };
         Self { dir, command, binary, env: Vec::new() }
     }
