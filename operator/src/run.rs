@@ -42,16 +42,19 @@ pub async fn run(cli: Cli) -> Result<()> {
         reach(&client).await;
         ready.store(true, Ordering::Relaxed);
         let leader = Leader::new(client.clone(), &cli.leader_election_namespace, &cli.identity);
+        // One for all waits: a signal that comes between two of them is not lost.
+        let ended = end();
+        tokio::pin!(ended);
         tokio::select! {
             () = leader.elected() => {}
-            ended = end() => return ended,
+            ended = &mut ended => return ended,
         }
         info!(identity = %cli.identity, "leads");
         metrics.leads(true);
         let result = tokio::select! {
             result = lead(&cli, &client, &metrics) => result,
             lost = leader.keep() => lost,
-            ended = end() => ended,
+            ended = &mut ended => ended,
         };
         leader.resign().await;
         result

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use woodfrog_testkubelet::{Container, PodSpec};
+use woodfrog_testcluster::cluster::REGISTRY;
+use woodfrog_testkubelet::{Container, PodSpec, Security};
 use woodfrog_testnode::App;
 use woodfrog_tests::{STARTUP, World, in_world};
 
@@ -29,6 +30,36 @@ async fn image(world: &World<'_>) -> Result<String> {
     world.freeze(&warm, &image)?;
     warm.remove().await?;
     Ok(image)
+}
+
+/// Appends a line to a log in its root file system for each request, and answers with the number of requests.
+const LOGGER: &str = "import http.server as h
+log, count = open('/var/log/requests', 'a'), 0
+class H(h.BaseHTTPRequestHandler):
+    def do_GET(self):
+        global count
+        count += 1
+        print('request', count, file=log, flush=True)
+        self.send_response(200); self.end_headers(); self.wfile.write(str(count).encode())
+h.HTTPServer(('0.0.0.0', 8080), H).serve_forever()";
+
+#[test]
+fn node_a_pod_that_has_written_its_log_sleeps_and_wakes_again() {
+    in_world("log", &[App::Cpython], async |world| {
+        let command = ["python3.14", "-c", LOGGER].map(str::to_owned).to_vec();
+        let spec = PodSpec { command, ..PodSpec::new("warm", &App::Cpython.reference()) };
+        let warm = world.warm(spec.security(Security::Root)).await?;
+        let image = format!("{REGISTRY}/checkpoint/logger:1");
+        world.freeze(&warm, &image)?;
+        warm.remove().await?;
+        let pod = world.from_image(dormant("pod", &image, Some("300ms")).security(Security::Root)).await?;
+        for _ in 0..3 {
+            ensure!(pod.get("/")? == "2", "it is thawed from the image, after the one request before");
+            expect_state(world, &pod, "thawed")?;
+            until(world, &pod, "dormant").await?;
+        }
+        pod.remove().await
+    });
 }
 
 fn expect_state(world: &World<'_>, container: &Container, state: &str) -> Result<()> {

@@ -10,6 +10,7 @@ use woodfrog_testnode::App;
 use crate::cluster::args::ClusterArgs;
 use crate::freeze::args::FreezeArgs;
 use crate::operator::args::OperatorArgs;
+use crate::wake::args::WakeArgs;
 
 /// Shows and measures Woodfrog on a node, an API server or a cluster of its own.
 #[derive(Debug, Parser)]
@@ -29,6 +30,8 @@ pub(crate) enum Command {
     Thaw(ThawArgs),
     /// Measure how long a freeze holds an application, and how fast its image is built
     Freeze(FreezeArgs),
+    /// Measure a client's SYN to a dormant pod until the first byte of the answer
+    Wake(WakeArgs),
     /// Measure what the shim adds to CRI calls
     Shim(ShimArgs),
     /// Measure the start of a 32 MB server beside runc, with containerd's share of it

@@ -18,6 +18,7 @@ mod report;
 mod shim;
 mod start;
 mod thaw;
+mod wake;
 mod workload;
 
 use std::process::ExitCode;
@@ -39,6 +40,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Demo(args) => node::with(&args.node, &args.apps(), |place| demo::run(place, &args)),
         Command::Thaw(args) => node::with(&args.node, &args.apps(), |place| thaw::run(place, &args)),
         Command::Freeze(args) => node::with(&args.node, &args.apps(), |place| freeze::run(place, &args)),
+        Command::Wake(args) => node::with(&args.node, &args.apps(), |place| wake::run(place, &args)),
         Command::Shim(args) => node::with(&args.node, shim::APPS, |place| shim::run(place, &args)),
         Command::Start(args) => node::with(&args.node, start::APPS, |place| start::run(place, &args)),
         Command::Cluster(args) => cluster::run(&args),

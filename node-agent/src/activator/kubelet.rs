@@ -4,14 +4,11 @@ use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
-use netlink_sys::protocols::NETLINK_SOCK_DIAG;
-use netlink_sys::{Socket, SocketAddr as NetlinkAddress};
 use procfs::process::{FDTarget, Process};
 
-use crate::engine::netns;
+use crate::engine::{netns, sock_diag};
 
 /// The host's first process, whose network namespace is the host's.
 const HOST: i32 = 1;
@@ -19,7 +16,6 @@ const HOST: i32 = 1;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const IPPROTO_TCP: u8 = 6;
-const BUFFER: usize = 8 << 10;
 
 /// Whether the TCP connection from `from` to `to` is one of a process called like one of `names`, run by root in the host's
 /// network namespace. In doubt it is not.
@@ -58,17 +54,11 @@ fn holds(process: &Process, inode: u64) -> bool {
 /// The inode of the socket in this network namespace with exactly these ends; none if there is no such socket, or no process
 /// has it any more.
 fn inode(from: SocketAddr, to: SocketAddr) -> io::Result<Option<u64>> {
-    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
-    socket.bind_auto()?;
-    socket.connect(&NetlinkAddress::new(0, 0))?;
     // A socket of both families keeps IPv4 peers under their mapped addresses.
     let families = if from.is_ipv4() { &[AF_INET, AF_INET6][..] } else { &[AF_INET6] };
     for family in families {
-        socket.send(&request(*family, from, to), 0)?;
-        let mut bytes = Vec::with_capacity(BUFFER);
-        socket.recv(&mut bytes, 0)?;
-        let answer = NetlinkMessage::<SockDiagMessage>::deserialize(&bytes).map_err(io::Error::other)?;
-        if let NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) = answer.payload {
+        let answer = sock_diag::one(SockDiagMessage::InetRequest(request(*family, from, to)))?;
+        if let Some(SockDiagMessage::InetResponse(response)) = answer {
             let inode = u64::from(response.header.inode);
             return Ok((inode != 0).then_some(inode));
         }
@@ -76,9 +66,7 @@ fn inode(from: SocketAddr, to: SocketAddr) -> io::Result<Option<u64>> {
     Ok(None)
 }
 
-fn request(family: u8, from: SocketAddr, to: SocketAddr) -> Vec<u8> {
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST;
+fn request(family: u8, from: SocketAddr, to: SocketAddr) -> InetRequest {
     let address = |ip: IpAddr| match ip {
         IpAddr::V4(v4) if family == AF_INET6 => IpAddr::V6(v4.to_ipv6_mapped()),
         other => other,
@@ -92,18 +80,13 @@ fn request(family: u8, from: SocketAddr, to: SocketAddr) -> Vec<u8> {
         cookie: [0xff; 8],
         ..any
     };
-    let query = InetRequest {
+    InetRequest {
         family,
         protocol: IPPROTO_TCP,
         extensions: ExtensionFlags::empty(),
         states: StateFlags::all(),
         socket_id,
-    };
-    let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(query).into());
-    message.finalize();
-    let mut bytes = vec![0; message.buffer_len()];
-    message.serialize(&mut bytes);
-    bytes
+    }
 }
 
 #[cfg(test)]

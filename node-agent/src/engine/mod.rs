@@ -26,6 +26,7 @@ pub mod publish;
 pub mod restore_json;
 pub mod runtime;
 mod sleep;
+pub(crate) mod sock_diag;
 pub mod standby;
 pub mod standing;
 pub mod thaw;

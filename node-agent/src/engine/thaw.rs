@@ -279,6 +279,8 @@ fn image_directory(
     let plan = prepared.policy.check(&prepared.images, &target).map_err(ThawError::Policy)?;
     let mut rewrite = Rewrite::new(&prepared.images);
     plan.apply(&mut rewrite);
+    // A container that has slept finds its logs as it left them, not as its image has them.
+    rewrite.let_appended_files_grow();
     for from in &prepared.record.pod_addresses {
         let same_family = addresses.iter().find_map(|to| Rebind::new(*from, *to));
         if let Some(rebind) = same_family {

@@ -2,64 +2,31 @@
 
 use std::io;
 
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::unix::{ShowFlags, StateFlags, UnixRequest};
-use netlink_sys::protocols::NETLINK_SOCK_DIAG;
-use netlink_sys::{Socket, SocketAddr};
 
-use super::netns;
-
-/// Largest answer of the kernel to one receive of a dump, in bytes (`NLMSG_GOODSIZE` and more).
-const BUFFER: usize = 64 << 10;
+use super::{netns, sock_diag};
 
 /// The inodes of the connected unix sockets in the network namespace of process `pid`, each with its peer's.
 ///
 /// # Errors
 /// The process has ended, or the kernel lacks unix_diag.
 pub fn peers(pid: i32) -> io::Result<Vec<(u64, u64)>> {
-    netns::within(pid, || {
-        let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
-        socket.send(&request(), 0)?;
-        let mut found = Vec::new();
-        loop {
-            let mut bytes = Vec::with_capacity(BUFFER);
-            socket.recv(&mut bytes, 0)?;
-            let mut rest = bytes.as_slice();
-            while !rest.is_empty() {
-                let message =
-                    NetlinkMessage::<SockDiagMessage>::deserialize(rest).map_err(io::Error::other)?;
-                rest = rest.get(message.header.length.max(1) as usize..).unwrap_or_default();
-                match message.payload {
-                    NetlinkPayload::Done(_) => return Ok(found),
-                    NetlinkPayload::Error(e) => return Err(e.to_io()),
-                    NetlinkPayload::InnerMessage(SockDiagMessage::UnixResponse(response)) => {
-                        let peer = response.peer().filter(|peer| *peer != 0);
-                        found.extend(peer.map(|peer| (response.header.inode.into(), peer.into())));
-                    }
-                    _ => {}
-                }
-            }
-        }
-    })
-}
-
-fn request() -> Vec<u8> {
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
     let query = UnixRequest {
         state_flags: StateFlags::all(),
         inode: 0,
         show_flags: ShowFlags::PEER,
         cookie: [0xff; 8],
     };
-    let mut message = NetlinkMessage::new(header, SockDiagMessage::UnixRequest(query).into());
-    message.finalize();
-    let mut bytes = vec![0; message.buffer_len()];
-    message.serialize(&mut bytes);
-    bytes
+    let sockets = netns::within(pid, || sock_diag::all(SockDiagMessage::UnixRequest(query)))?;
+    let peers = sockets.into_iter().filter_map(|socket| match socket {
+        SockDiagMessage::UnixResponse(response) => {
+            let peer = response.peer().filter(|peer| *peer != 0)?;
+            Some((response.header.inode.into(), peer.into()))
+        }
+        _ => None,
+    });
+    Ok(peers.collect())
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ pub(crate) struct Woodfrog {
 
 /// What `woodfrog freeze --output json` prints, as far as it is used here.
 #[derive(Debug, Deserialize)]
-struct Frozen {
+pub(crate) struct Frozen {
     images: Vec<FrozenImage>,
     total_ms: f64,
 }
@@ -149,7 +149,13 @@ impl Contender for Woodfrog {
     }
 }
 
-async fn freeze(place: &Place, container: &Container, image: &str, memory: &str) -> Result<(State, Frozen)> {
+/// Warms an application up and freezes it.
+pub(crate) async fn freeze(
+    place: &Place,
+    container: &Container,
+    image: &str,
+    memory: &str,
+) -> Result<(State, Frozen)> {
     FirstAnswer::from(&place.node, container.ip(), PATIENCE).at().await?;
     let state = warm_up(&place.node, container.ip())?;
     let freeze = ["freeze", &container.id, "--image", image, "--memory", memory, "--output", "json"];
@@ -158,6 +164,7 @@ async fn freeze(place: &Place, container: &Container, image: &str, memory: &str)
     Ok((state, frozen))
 }
 
-fn woodfrog(place: &Place, arguments: &[&str]) -> Result<String> {
+/// Runs the command `woodfrog` on the node; what it printed.
+pub(crate) fn woodfrog(place: &Place, arguments: &[&str]) -> Result<String> {
     Ok(place.node.run(&format!("{}/woodfrog", place.binaries), arguments)?)
 }

@@ -20,6 +20,9 @@ use super::name::ImageName;
 use super::sharing;
 use super::unsharing::{self, Piece};
 
+/// Linux's flag of open(2), the same on all architectures that CRIU knows but alpha, mips, parisc and sparc.
+const O_APPEND: u32 = 0o2000;
+
 /// Changed copies of a checkpoint's entries. The checkpoint itself stays as it was read.
 #[derive(Debug)]
 pub struct Rewrite<'a> {
@@ -132,6 +135,18 @@ impl<'a> Rewrite<'a> {
         let merged = unsharing::unshare(task, mm, &body.pages, &files, image);
         self.pagemaps.insert(pid, (PagemapHead { pages_id: body.pages.pages_id }, merged.runs));
         Some((body.pages.file_name(), merged.pieces))
+    }
+
+    /// Lets files that are open for appending have another size than when they were dumped: CRIU compares.
+    pub fn let_appended_files_grow(&mut self) {
+        let files = self.checkpoint.files.values();
+        let appended = files.filter(|file| file.reg.as_ref().is_some_and(|reg| reg.flags & O_APPEND != 0));
+        let ids: Vec<u32> = appended.map(|file| file.id).collect();
+        for id in ids {
+            if let Some(reg) = self.file(id).and_then(|file| file.reg.as_mut()) {
+                reg.size = None;
+            }
+        }
     }
 
     /// Moves all sockets that are bound to the old address. Tells how many.
