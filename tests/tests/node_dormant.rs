@@ -1,7 +1,7 @@
 //! Dormant pods: nothing runs until the first packet, which the application itself answers.
 
-use std::io::Write as _;
-use std::net::SocketAddr;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -153,6 +153,37 @@ fn node_a_dormant_pod_wakes_by_command_and_ends_quickly_when_it_is_deleted() {
         let began = Instant::now();
         pod.stop(Duration::from_secs(30)).await?;
         ensure!(began.elapsed() < Duration::from_secs(10), "SIGTERM ends a dormant pod");
+        pod.remove().await
+    });
+}
+
+#[test]
+fn node_many_connections_at_once_wake_a_dormant_pod_once() {
+    const CLIENTS: usize = 1000;
+    in_world("crowd", &[App::Synthetic], async |world| {
+        let warm = world.warm(PodSpec::new("warm", &App::Synthetic.reference())).await?;
+        let image = world.image(App::Synthetic, "crowd");
+        world.freeze(&warm, &image)?;
+        warm.remove().await?;
+        let pod = world.from_image(dormant("pod", &image, None)).await?;
+        let address = SocketAddr::new(pod.ip(), 8080);
+        let ask = || {
+            let mut stream = TcpStream::connect_timeout(&address, STARTUP)?;
+            stream.set_read_timeout(Some(STARTUP))?;
+            write!(stream, "GET / HTTP/1.0\r\nConnection: close\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            ensure!(answer.contains(" 200 "), "{answer:?}");
+            Ok(())
+        };
+        let answered: Result<()> = world.node.in_network(|| {
+            std::thread::scope(|scope| {
+                let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(ask)).collect();
+                clients.into_iter().try_for_each(|client| client.join().expect("a client"))
+            })
+        })?;
+        answered?;
+        ensure!(world.ps(&pod)?["wakes"] == 1, "{:?}", world.ps(&pod)?);
         pod.remove().await
     });
 }
