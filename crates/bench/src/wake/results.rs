@@ -24,6 +24,9 @@ impl fmt::Display for Sample {
     }
 }
 
+/// A value of a round.
+type Value = fn(&Sample) -> f64;
+
 /// All rounds of one application.
 #[derive(Debug)]
 pub(super) struct Samples {
@@ -40,11 +43,11 @@ impl Samples {
         self.rounds.push(sample);
     }
 
-    fn values(&self, of: fn(&Sample) -> f64) -> Vec<f64> {
+    fn values(&self, of: Value) -> Vec<f64> {
         self.rounds.iter().map(of).collect()
     }
 
-    fn median(&self, of: fn(&Sample) -> f64) -> f64 {
+    fn median(&self, of: Value) -> f64 {
         median(&self.values(of)).unwrap_or(f64::NAN)
     }
 }
@@ -73,7 +76,7 @@ pub(super) fn table(all: &[Samples]) -> Table {
 /// A list of objects of medians, one an application and mode.
 pub(super) fn json(all: &[Samples]) -> Json {
     let rounded = |value: f64| (value * 1e3).round() / 1e3;
-    let modes: [(&str, fn(&Sample) -> f64); 3] =
+    let modes: [(&str, Value); 3] =
         [("dormant", |s| s.dormant_ms), ("awake", |s| s.awake_ms), ("cold", |s| s.cold_ms)];
     let rows = all.iter().flat_map(|samples| {
         modes.map(|(mode, of)| {
