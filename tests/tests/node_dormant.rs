@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use woodfrog_testcluster::cluster::REGISTRY;
+use woodfrog_testkubelet::stack::AGENT;
 use woodfrog_testkubelet::{Container, PodSpec, Security};
 use woodfrog_testnode::App;
 use woodfrog_tests::{STARTUP, World, in_world};
@@ -153,6 +154,28 @@ fn node_a_dormant_pod_wakes_by_command_and_ends_quickly_when_it_is_deleted() {
         let began = Instant::now();
         pod.stop(Duration::from_secs(30)).await?;
         ensure!(began.elapsed() < Duration::from_secs(10), "SIGTERM ends a dormant pod");
+        pod.remove().await
+    });
+}
+
+#[test]
+fn node_an_agent_that_dies_while_it_wakes_a_pod_leaves_it_in_reach() {
+    in_world("dies", &[App::Cpython], async |world| {
+        let image = image(world).await?;
+        world.stack.kill_agent()?;
+        world.stack.start_agent_that_crashes("thaw:restore")?;
+        let pod = world.from_image(dormant("pod", &image, None)).await?;
+        expect_state(world, &pod, "dormant")?;
+        let (node, address) = (world.node.clone(), SocketAddr::new(pod.ip(), 8080));
+        let client = std::thread::spawn(move || node.connect(address));
+        let deadline = Instant::now() + STARTUP;
+        while world.node.service_pid(AGENT).is_some() {
+            ensure!(Instant::now() < deadline, "the agent does not die");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        world.stack.start_agent()?;
+        pod.wait("/count", STARTUP)?;
+        drop(client.join().expect("the client"));
         pod.remove().await
     });
 }

@@ -254,7 +254,9 @@ impl<W: World> Machine<W> {
                     self.slept = application.generation;
                     return self.sleep();
                 }
-                Phase::Waiting { .. } | Phase::Dormant | Phase::Running(_) => {}
+                // A thaw that failed before it had the lease.
+                Phase::Dormant => _ = self.world.say(Say::Asleep(Empty {})),
+                Phase::Waiting { .. } | Phase::Running(_) => {}
             },
             // Its descriptor is what counts.
             Told::Pager(_) => {}

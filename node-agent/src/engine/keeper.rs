@@ -157,6 +157,7 @@ impl Keeper<'_> {
         {
             return self.stand_by(link, &hello, standby, orders).await;
         }
+        self.clear_rules(link.pid).await;
         match hello.state() {
             State::Waiting if self.container.checkpoint_image => {
                 self.welcome(&link, &hello, Start::Thaw).await?;
@@ -179,6 +180,15 @@ impl Keeper<'_> {
             }
         }
         self.attend(&mut link, orders).await
+    }
+
+    /// One that does not sleep any more must not be behind the gate that an earlier agent has left.
+    pub(super) async fn clear_rules(&self, init: i32) {
+        if let (Some(_), Some(activator)) = (self.container.standby, &self.engine.activator)
+            && let Err(e) = activator.clear(init, &self.container.token).await
+        {
+            self.container.note(format!("rules of an earlier agent may be left: {e}"));
+        }
     }
 
     /// The peer is PID 1 of some container; is it this one?

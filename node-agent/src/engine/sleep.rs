@@ -80,6 +80,7 @@ impl Keeper<'_> {
         let prepared = match images::read(self.engine, self.container).await {
             Ok(prepared) => prepared,
             Err(e) => {
+                self.clear_rules(link.pid).await;
                 self.welcome(&link, hello, Start::Thaw).await?;
                 if !thawed {
                     self.start_cold(&link, &e).await?;
@@ -98,6 +99,7 @@ impl Keeper<'_> {
             }
             Err(why) => {
                 self.container.note(format!("it stays awake: {why}"));
+                self.clear_rules(link.pid).await;
                 self.welcome(&link, hello, Start::Thaw).await?;
                 if !thawed {
                     let preparation = Preparation::of(self.engine, self.container, prepared, link.pid);

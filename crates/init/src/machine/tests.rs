@@ -255,6 +255,8 @@ fn a_dormant_init_waits_for_a_lease_without_a_deadline_and_without_an_agent() {
     let mut test = Test::waiting();
     test.told(Told::Welcome(Welcome { start: Start::Dormant.into() }));
     assert_eq!(test.machine.deadline(), None);
+    test.told(Told::Sleep(Reason { message: "the image could not be read".into() }));
+    assert_eq!(test.machine.world.said.last(), Some(&Say::Asleep(Empty {})), "it is asked to in any case");
     assert_eq!(test.machine.lost(test.now), Continue(()));
     assert_eq!((test.machine.deadline(), test.machine.world.starts), (None, 0));
     test.machine.connected();
