@@ -83,6 +83,10 @@ impl Net {
     }
 }
 
+fn node_addresses() -> Vec<IpAddr> {
+    vec![NODE.parse().unwrap()]
+}
+
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
@@ -96,7 +100,7 @@ async fn node_first_packets_are_held_until_they_are_released() {
     }
     let net = Arc::new(Net::new().await);
     let mut gate = net.gate().await;
-    gate.shut().await.unwrap();
+    gate.shut(node_addresses()).await.unwrap();
     let client = net.clone();
     // Nobody listens yet: without the gate it would be refused.
     let connecting = tokio::task::spawn_blocking(move || client.connect(SOON));
@@ -136,7 +140,7 @@ async fn node_ajar_everything_passes_at_once_while_the_gate_opens_and_shuts() {
     std::thread::spawn(move || while listener.accept().is_ok() {});
     let mut gate = net.gate().await;
     for _ in 0..20 {
-        gate.shut().await.unwrap();
+        gate.shut(node_addresses()).await.unwrap();
         let client = net.clone();
         let connecting = tokio::task::spawn_blocking(move || {
             for _ in 0..20 {
@@ -144,7 +148,7 @@ async fn node_ajar_everything_passes_at_once_while_the_gate_opens_and_shuts() {
             }
             Ok::<_, io::Error>(())
         });
-        gate.ajar(vec![NODE.parse().unwrap()]).await.unwrap();
+        gate.ajar(node_addresses()).await.unwrap();
         tokio::select! {
             connected = connecting => connected.unwrap().expect("every first SYN passes"),
             broken = gate.watch() => match broken.unwrap() {},

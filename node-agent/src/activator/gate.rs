@@ -10,6 +10,7 @@ use std::convert::Infallible;
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use tokio::task::{JoinError, spawn_blocking};
@@ -22,6 +23,9 @@ use super::queue::Queue;
 use super::responder::{self, Responder};
 use super::rules::{Backend, Matches, PREFIX, Rules, RulesError};
 use crate::engine::netns;
+
+/// How many queues a container tries.
+const QUEUES_TRIED: u16 = 4;
 
 /// Why packets cannot be held.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +66,8 @@ pub struct Gate {
     namespace: Arc<File>,
     rules: Rules,
     queue: Queue,
+    /// The node's own addresses.
+    node: Vec<IpAddr>,
     _responder: Responder,
     /// The newest packet that was read.
     newest: u32,
@@ -94,19 +100,19 @@ impl Activator {
         listeners: Listeners,
         alive: &[String],
     ) -> Result<Gate, GateError> {
-        let (chain, number) = names(token);
-        let alive: Vec<String> = alive.iter().map(|token| names(token).0).collect();
-        let (backend, namespace) = (self.backend, Arc::new(netns::of(pid)?));
+        let chain = chain(token);
+        let alive: Vec<String> = alive.iter().map(|token| self::chain(token)).collect();
+        let (backend, namespace, first) = (self.backend, Arc::new(netns::of(pid)?), first_queue(token));
         let entered = namespace.clone();
         let opened = spawn_blocking(move || {
             netns::inside(&entered, || {
                 for dead in backend.chains()?.iter().filter(|chain| !alive.contains(chain)) {
                     backend.remove(dead)?;
                 }
-                Ok::<_, GateError>((Queue::open(number)?, responder::listen()?))
+                Ok::<_, GateError>((open_queue(first)?, responder::listen()?))
             })
         });
-        let (queue, listening) = opened.await??;
+        let ((queue, number), listening) = opened.await??;
         let responder = Responder::serve(listening)?;
         let (matches, port) = (Matches::All, responder.port);
         let rules = Rules { chain, queue: number, listeners, matches, responder: port };
@@ -116,6 +122,7 @@ impl Activator {
             namespace,
             rules,
             queue,
+            node: Vec::new(),
             _responder: responder,
             newest: 0,
             knocked: None,
@@ -128,26 +135,28 @@ impl Activator {
     /// # Errors
     /// See [`GateError`].
     pub async fn clear(&self, pid: i32, token: &str) -> Result<(), GateError> {
-        let (backend, (chain, _)) = (self.backend, names(token));
+        let (backend, chain) = (self.backend, chain(token));
         spawn_blocking(move || netns::within(pid, || Ok(backend.remove(&chain)?))).await?
     }
 }
 
 impl Gate {
-    /// From now on first packets are held.
+    /// From now on first packets are held. `node`: the node's own addresses, where probes come from.
     ///
     /// # Errors
     /// See [`GateError`]; the rules are as they were.
-    pub async fn shut(&mut self) -> Result<(), GateError> {
+    pub async fn shut(&mut self, node: Vec<IpAddr>) -> Result<(), GateError> {
+        self.node = node;
         self.put(Matches::All).await
     }
 
-    /// Lets through what is held; from now on only SYNs from these addresses are looked at.
+    /// Lets through what is held; from now on only SYNs from the node's own addresses are looked at.
     ///
     /// # Errors
     /// See [`GateError`]; the rules are as they were.
     pub async fn ajar(&mut self, node: Vec<IpAddr>) -> Result<(), GateError> {
         self.release()?;
+        self.node = node.clone();
         self.put(Matches::From(node)).await
     }
 
@@ -164,7 +173,7 @@ impl Gate {
             tokio::select! {
                 done = &mut put => break done??,
                 // Rules of before go on sending packets here.
-                next = Self::next(&self.activator, &self.queue, &self.rules) => {
+                next = self.next() => {
                     let Next { id, knock } = next?;
                     self.newest = id;
                     if awake {
@@ -188,7 +197,7 @@ impl Gate {
             return Ok(knock);
         }
         loop {
-            let Next { id, knock } = Self::next(&self.activator, &self.queue, &self.rules).await?;
+            let Next { id, knock } = self.next().await?;
             self.newest = id;
             if let Some(knock) = knock {
                 return Ok(knock);
@@ -212,7 +221,7 @@ impl Gate {
     /// The queue broke.
     pub async fn watch(&mut self) -> io::Result<Infallible> {
         loop {
-            let Next { id, knock } = Self::next(&self.activator, &self.queue, &self.rules).await?;
+            let Next { id, knock } = self.next().await?;
             self.newest = id;
             self.probes += u64::from(knock.is_none());
             self.queue.accept_until(id)?;
@@ -233,7 +242,6 @@ impl Gate {
     /// # Errors
     /// See [`GateError`].
     pub async fn remove(mut self) -> Result<(), GateError> {
-        self.release()?;
         self.ajar(Vec::new()).await?;
         let Self { activator, namespace, rules, .. } = self;
         let backend = activator.backend;
@@ -241,13 +249,17 @@ impl Gate {
     }
 
     /// The next held packet and who knocks with it; a probe knocks not, and while shut it is on its way to the responder.
-    async fn next(activator: &Activator, queue: &Queue, rules: &Rules) -> io::Result<Next> {
-        let held = queue.next().await?;
+    async fn next(&self) -> io::Result<Next> {
+        let held = self.queue.next().await?;
         let packet = Packet::parse(&held.bytes);
-        let probe =
-            packet.filter(|packet| packet.tcp && kubelet::owns(&activator.kubelet, packet.from, packet.to));
-        if let (Some(_), Matches::All) = (probe, &rules.matches) {
-            queue.mark(held.id)?;
+        let probe = packet.filter(|packet| {
+            // Who asks whose connection that is pays for it: only the node's own packets are worth it.
+            packet.tcp
+                && self.node.contains(&packet.from.ip())
+                && kubelet::owns(&self.activator.kubelet, packet.from, packet.to)
+        });
+        if let (Some(_), Matches::All) = (probe, &self.rules.matches) {
+            self.queue.mark(held.id)?;
         }
         let unreadable = || SocketAddr::from(([0, 0, 0, 0], 0));
         let knock = probe.is_none().then(|| {
@@ -265,10 +277,29 @@ struct Next {
     knock: Option<Knock>,
 }
 
-/// Names of a container's chain and queue. A pod has few containers, so that its queues hardly ever meet; if they do, the second
-/// finds its queue taken.
-fn names(token: &str) -> (String, u16) {
-    let short: String = token.chars().take(16).collect();
-    let number = u16::from_str_radix(&short[..short.len().min(4)], 16).unwrap_or(0);
-    (format!("{PREFIX}{short}"), number)
+/// Name of a container's chain.
+fn chain(token: &str) -> String {
+    PREFIX.chars().chain(token.chars().take(16)).collect()
+}
+
+/// The queue that a container tries first.
+fn first_queue(token: &str) -> u16 {
+    token.get(..4).and_then(|digits| u16::from_str_radix(digits, 16).ok()).unwrap_or(0)
+}
+
+/// Opens the first queue from this number on that nobody has, such as another container of the pod, in the calling thread's network
+/// namespace.
+fn open_queue(first: u16) -> io::Result<(OwnedFd, u16)> {
+    let numbers = (0..QUEUES_TRIED).map(|more| first.wrapping_add(more));
+    let mut last = io::Error::from(io::ErrorKind::NotFound);
+    for number in numbers {
+        match Queue::open(number) {
+            Ok(queue) => return Ok((queue, number)),
+            Err(e) if matches!(e.kind(), io::ErrorKind::ResourceBusy | io::ErrorKind::PermissionDenied) => {
+                last = e
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Err(last)
 }

@@ -163,8 +163,8 @@ fn ask(socket: &Socket, queue: u16, attribute: u16, value: Vec<u8>) -> io::Resul
     loop {
         let mut answer = Vec::with_capacity(BUFFER);
         socket.recv(&mut answer, 0)?;
-        // Packets may come before the answer to the last question; nobody has released them, so they are dropped with
-        // their senders none the wiser.
+        // Packets may come before the answer to the last question. They stay held until the next release, which lets them through
+        // unseen: whoever sent them knocks once more.
         let Some(kind) = field::<2>(&answer, 4).map(u16::from_ne_bytes) else { continue };
         if kind == NLMSG_ERROR {
             let error = field::<4>(&answer, NETLINK_HEADER).map_or(0, i32::from_ne_bytes);

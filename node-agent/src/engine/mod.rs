@@ -295,9 +295,11 @@ impl Engine {
         Ok(task.await.map_err(|_| EngineError::Panic)??)
     }
 
-    /// Tokens of the containers that there are.
-    fn tokens(&self) -> Vec<String> {
-        self.lock().keys().cloned().collect()
+    /// Tokens of the containers that there are, those among them that are not adopted yet.
+    fn tokens(&self) -> std::io::Result<Vec<String>> {
+        std::fs::read_dir(&self.dirs.containers)?
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect()
     }
 
     fn by_id(&self, id: &str) -> Option<Arc<Container>> {

@@ -9,6 +9,7 @@
 //! Whatever makes it impossible to hold packets has the container thawed at once, and then it stays awake.
 
 use std::io;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -119,10 +120,10 @@ impl Keeper<'_> {
         let activator =
             self.engine.activator.as_ref().ok_or("this node cannot hold packets, see the agent's log")?;
         let gate = async {
-            let mut gate =
-                activator.gate(link.pid, &self.container.token, listeners, &self.engine.tokens()).await?;
+            let alive = self.engine.tokens()?;
+            let mut gate = activator.gate(link.pid, &self.container.token, listeners, &alive).await?;
             if !awake {
-                gate.shut().await?;
+                gate.shut(node_addresses()).await?;
             }
             Ok::<_, crate::activator::GateError>(gate)
         };
@@ -243,7 +244,7 @@ impl Sleeper<'_> {
         let listeners = Listeners::of(&prepared.images);
         let woke = Instant::now();
         loop {
-            gate.ajar(netns::addresses(1).unwrap_or_default()).await.map_err(io::Error::other)?;
+            gate.ajar(node_addresses()).await.map_err(io::Error::other)?;
             let application = keeper.container.life().application;
             let mut watch = idle::Idle::watch(link.pid, application, listeners.clone(), gate.probes)?;
             tokio::select! {
@@ -251,7 +252,7 @@ impl Sleeper<'_> {
                 quiet = quiet(keeper.container, gate, &mut watch, timeout, woke + standby.min_awake) => quiet?,
             }
             // A connection of the last moment is seen now, and one after it is held.
-            gate.shut().await.map_err(io::Error::other)?;
+            gate.shut(node_addresses()).await.map_err(io::Error::other)?;
             if keeper.container.life().freezing || block_in_place(|| watch.look(gate.probes))?.is_some() {
                 continue;
             }
@@ -262,6 +263,11 @@ impl Sleeper<'_> {
             return Ok(Awake::Idle);
         }
     }
+}
+
+/// None: probes are then taken for traffic, which is the safe side.
+fn node_addresses() -> Vec<IpAddr> {
+    netns::addresses(1).unwrap_or_default()
 }
 
 /// Holds packets until the application listens, after a cold start.
