@@ -328,18 +328,22 @@ fn decimal(mut number: i32, digits: &mut [u8; 12]) -> &[u8] {
     &digits[start..]
 }
 
-/// Every signal as a new program expects it: default action, none blocked.
+/// Every signal as a new program expects it: default action, none blocked. By raw calls: since glibc 2.41 `sigaction`
+/// takes the lock of `abort`, which another thread of the caller may have held when this process was copied.
 fn default_signals() {
-    // SAFETY: `sigaction` and `sigset_t` are plain data for which zero is valid (SIG_DFL, no flags, no signals). The
-    // handlers are this process's own copy. Signals that cannot be set are refused without harm.
+    /// Bytes of the kernel's set of signals.
+    const SET: usize = 8;
+    /// The kernel's `struct sigaction`, whose four words are zero for SIG_DFL without flags. The last is its mask.
+    const DEFAULT: [u64; 4] = [0; 4];
+    let none = 0u64;
+    // SAFETY: both pointers are to constants as long as the kernel reads. The handlers are this process's own copy.
+    // Signals that cannot be set are refused without harm.
     unsafe {
-        let action: libc::sigaction = mem::zeroed();
         for signal in 1..=64 {
-            libc::sigaction(signal, &raw const action, ptr::null_mut());
+            libc::syscall(libc::SYS_rt_sigaction, signal, DEFAULT.as_ptr(), ptr::null_mut::<u64>(), SET);
         }
-        let mut none: libc::sigset_t = mem::zeroed();
-        libc::sigemptyset(&raw mut none);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
+        let how = libc::SIG_SETMASK;
+        libc::syscall(libc::SYS_rt_sigprocmask, how, &raw const none, ptr::null_mut::<u64>(), SET);
     }
 }
 
