@@ -9,28 +9,10 @@ use woodfrog_testcluster::cluster::REGISTRY;
 use woodfrog_testkubelet::stack::AGENT;
 use woodfrog_testkubelet::{Container, PodSpec, Security};
 use woodfrog_testnode::App;
-use woodfrog_tests::{STARTUP, World, in_world};
+use woodfrog_tests::{STARTUP, World, in_world, standby};
 
-/// A restricted pod that sleeps; it falls asleep again after `idle`, if that is given.
 fn dormant(name: &str, image: &str, idle: Option<&str>) -> PodSpec {
-    let mut spec = PodSpec::new(name, image);
-    spec.annotations.insert("woodfrog.dev/standby".into(), "Dormant".into());
-    if let Some(idle) = idle {
-        spec.annotations.insert("woodfrog.dev/idle-timeout".into(), idle.into());
-    }
-    spec
-}
-
-/// An image of CPython, frozen after three requests to `/count`.
-async fn image(world: &World<'_>) -> Result<String> {
-    let warm = world.warm(PodSpec::new("warm", &App::Cpython.reference())).await?;
-    for expected in 1..=3 {
-        ensure!(warm.get("/count")? == expected.to_string());
-    }
-    let image = world.image(App::Cpython, "dormant");
-    world.freeze(&warm, &image)?;
-    warm.remove().await?;
-    Ok(image)
+    standby(name, image, "Dormant", idle)
 }
 
 /// Appends a line to a log in its root file system for each request, and answers with the number of requests.
@@ -56,28 +38,11 @@ fn node_a_pod_that_has_written_its_log_sleeps_and_wakes_again() {
         let pod = world.from_image(dormant("pod", &image, Some("300ms")).security(Security::Root)).await?;
         for _ in 0..3 {
             ensure!(pod.get("/")? == "2", "it is thawed from the image, after the one request before");
-            expect_state(world, &pod, "thawed")?;
-            until(world, &pod, "dormant").await?;
+            world.expect_state(&pod, "thawed")?;
+            world.until(&pod, "dormant").await?;
         }
         pod.remove().await
     });
-}
-
-fn expect_state(world: &World<'_>, container: &Container, state: &str) -> Result<()> {
-    let ps = world.ps(container)?;
-    let log =
-        || world.stack.woodfrog(&["logs", &format!("{}/app", container.pod_name())]).unwrap_or_default();
-    ensure!(ps["state"] == state, "{} is {}, not {state}\n{}", container.pod_name(), ps["state"], log());
-    Ok(())
-}
-
-/// Waits until a container is in a state.
-async fn until(world: &World<'_>, container: &Container, state: &str) -> Result<()> {
-    let deadline = Instant::now() + STARTUP;
-    while expect_state(world, container, state).is_err() && Instant::now() < deadline {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    expect_state(world, container, state)
 }
 
 /// The PIDs in a container besides its init's.
@@ -90,14 +55,14 @@ async fn processes(world: &World<'_>, container: &Container) -> Result<Vec<Strin
 #[test]
 fn node_the_first_packet_wakes_a_dormant_pod_which_sleeps_again() {
     in_world("dormant", &[App::Cpython], async |world| {
-        let image = image(world).await?;
+        let image = world.counted_to_three().await?;
         let pod = world.from_image(dormant("pod", &image, Some("500ms"))).await?;
-        expect_state(world, &pod, "dormant")?;
+        world.expect_state(&pod, "dormant")?;
 
         ensure!(pod.get("/count")? == "4", "the first request is answered by the application itself");
-        expect_state(world, &pod, "thawed")?;
+        world.expect_state(&pod, "thawed")?;
         let log = pod.logs()?;
-        until(world, &pod, "dormant").await?;
+        world.until(&pod, "dormant").await?;
         ensure!(pod.get("/count")? == "4", "it went back to its image");
         ensure!(pod.get("/count")? == "5", "awake, it goes on");
         ensure!(world.ps(&pod)?["generation"] == 2 && world.ps(&pod)?["wakes"] == 2, "{log}");
@@ -110,7 +75,7 @@ fn node_the_first_packet_wakes_a_dormant_pod_which_sleeps_again() {
 #[test]
 fn node_kubelet_s_probes_find_a_dormant_pod_well_and_do_not_wake_it() {
     in_world("probes", &[App::Cpython], async |world| {
-        let image = image(world).await?;
+        let image = world.counted_to_three().await?;
         let pod = world.from_image(dormant("pod", &image, Some("1s"))).await?;
         let url = format!("http://{}:8080/count", pod.ip());
         // The kernel names a process after the file that it was started from.
@@ -120,7 +85,7 @@ fn node_kubelet_s_probes_find_a_dormant_pod_well_and_do_not_wake_it() {
             ensure!(!probe()?.trim().eq("4"), "the answer is not the application's");
         }
         ensure!(pod.exec(&["false"]).await? == (0, String::new()), "a probe by command finds it well");
-        expect_state(world, &pod, "dormant")?;
+        world.expect_state(&pod, "dormant")?;
 
         ensure!(pod.get("/count")? == "4", "anybody else wakes it");
         ensure!(probe()?.trim() == "5", "awake, it answers probes itself");
@@ -132,7 +97,7 @@ fn node_kubelet_s_probes_find_a_dormant_pod_well_and_do_not_wake_it() {
             }
         };
         tokio::select! {
-            asleep = until(world, &pod, "dormant") => asleep?,
+            asleep = world.until(&pod, "dormant") => asleep?,
             failed = probed => return failed,
         }
         pod.remove().await
@@ -142,11 +107,11 @@ fn node_kubelet_s_probes_find_a_dormant_pod_well_and_do_not_wake_it() {
 #[test]
 fn node_a_dormant_pod_wakes_by_command_and_ends_quickly_when_it_is_deleted() {
     in_world("wake", &[App::Cpython], async |world| {
-        let image = image(world).await?;
+        let image = world.counted_to_three().await?;
         let pod = world.from_image(dormant("pod", &image, None)).await?;
-        expect_state(world, &pod, "dormant")?;
+        world.expect_state(&pod, "dormant")?;
         world.stack.woodfrog(&["wake", "pod/app"])?;
-        expect_state(world, &pod, "thawed")?;
+        world.expect_state(&pod, "thawed")?;
         ensure!(pod.get("/count")? == "4");
         pod.remove().await?;
 
@@ -161,11 +126,11 @@ fn node_a_dormant_pod_wakes_by_command_and_ends_quickly_when_it_is_deleted() {
 #[test]
 fn node_an_agent_that_dies_while_it_wakes_a_pod_leaves_it_in_reach() {
     in_world("dies", &[App::Cpython], async |world| {
-        let image = image(world).await?;
+        let image = world.counted_to_three().await?;
         world.stack.kill_agent()?;
         world.stack.start_agent_that_crashes("thaw:restore")?;
         let pod = world.from_image(dormant("pod", &image, None)).await?;
-        expect_state(world, &pod, "dormant")?;
+        world.expect_state(&pod, "dormant")?;
         let (node, address) = (world.node.clone(), SocketAddr::new(pod.ip(), 8080));
         let client = std::thread::spawn(move || node.connect(address));
         let deadline = Instant::now() + STARTUP;
@@ -214,7 +179,7 @@ fn node_many_connections_at_once_wake_a_dormant_pod_once() {
 #[test]
 fn node_packets_outlive_the_agent_and_open_connections_keep_a_pod_awake() {
     in_world("gate", &[App::Cpython], async |world| {
-        let image = image(world).await?;
+        let image = world.counted_to_three().await?;
         let pod = world.from_image(dormant("pod", &image, Some("300ms"))).await?;
         world.stack.kill_agent()?;
         let address = SocketAddr::new(pod.ip(), 8080);
@@ -225,16 +190,16 @@ fn node_packets_outlive_the_agent_and_open_connections_keep_a_pod_awake() {
         ensure!(!client.is_finished(), "nobody is refused while there is no agent");
         world.stack.start_agent()?;
         let mut stream = client.join().expect("the client").context("the connection outlives the agent")?;
-        until(world, &pod, "thawed").await?;
+        world.until(&pod, "thawed").await?;
         let pids = processes(world, &pod).await?;
 
         // Half a request: five times the idle timeout later it is still being waited for.
         write!(stream, "GET /count HTTP/1.1\r\n")?;
         tokio::time::sleep(Duration::from_millis(1500)).await;
-        expect_state(world, &pod, "thawed")?;
+        world.expect_state(&pod, "thawed")?;
         ensure!(processes(world, &pod).await? == pids, "it was not thawed again meanwhile");
         drop(stream);
-        until(world, &pod, "dormant").await?;
+        world.until(&pod, "dormant").await?;
         ensure!(processes(world, &pod).await?.is_empty(), "nothing runs while it sleeps");
         pod.remove().await
     });

@@ -35,10 +35,17 @@ pub const MEMORY_ANNOTATION: &str = "woodfrog.dev/memory";
 /// Pod annotation (`"true"`) that puts a pod's containers under Woodfrog.
 pub const MANAGED_ANNOTATION: &str = "woodfrog.dev/managed";
 /// Pod annotations that say how containers from checkpoint images stand by. The shim hands them on, the agent reads them.
-pub const STANDBY: [&str; 4] =
-    [STANDBY_ANNOTATION, IDLE_TIMEOUT_ANNOTATION, MIN_AWAKE_TIME_ANNOTATION, MEMORY_ANNOTATION];
-/// `Awake` (the default), or `Dormant`.
+pub const STANDBY: [&str; 5] = [
+    STANDBY_ANNOTATION,
+    IDLE_TIMEOUT_ANNOTATION,
+    MIN_AWAKE_TIME_ANNOTATION,
+    ON_IDLE_ANNOTATION,
+    MEMORY_ANNOTATION,
+];
+/// `Awake` (the default), `Dormant` or `Frozen`.
 pub const STANDBY_ANNOTATION: &str = "woodfrog.dev/standby";
+/// What becomes of a dormant application's state when it falls asleep: `Discard` (the default), or `Save`.
+pub const ON_IDLE_ANNOTATION: &str = "woodfrog.dev/on-idle";
 /// After how long without traffic they fall asleep again, such as `30s` or `5m`; without it they stay awake.
 pub const IDLE_TIMEOUT_ANNOTATION: &str = "woodfrog.dev/idle-timeout";
 /// How long they stay awake at least, likewise.

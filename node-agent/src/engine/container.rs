@@ -22,7 +22,8 @@ const LOG_LINES: usize = 200;
 ///   Created ──hello──► Waiting ──lease──► Thawing ──done──► Thawed ─┐
 ///      │                  │                  │                      ├─► Exited
 ///      ├──► Dormant ───wake────────────────►┤   ▲                  │
-///      │       ▲ asleep                     │   └─ idle ─► Dormant ┤
+///      │       ▲ asleep                     │   ├─ idle ─► Dormant ┤
+///      │                                    │   └─ idle ─► Frozen ─┤
 ///      └──── cold ────────┴──────────────────┴──────────► Cold ─────┘
 ///                                          (Freezing is Cold or Thawed with a dump under way)
 /// ```
@@ -34,6 +35,8 @@ pub enum Phasing {
     Waiting,
     /// No application until something wakes it.
     Dormant,
+    /// Its application was restored and is held by the cgroup freezer until something wakes it.
+    Frozen,
     /// A thaw is under way.
     Thawing,
     /// Its application was restored.
@@ -51,6 +54,7 @@ impl Phasing {
             Self::Created => "created",
             Self::Waiting => "waiting",
             Self::Dormant => "dormant",
+            Self::Frozen => "frozen",
             Self::Thawing => "thawing",
             Self::Thawed => "thawed",
             Self::Cold => "cold",
@@ -95,7 +99,7 @@ impl Life {
     pub fn outcome(&self) -> Option<Outcome> {
         match self.phasing {
             Phasing::Thawed => Some(Outcome::Thawed),
-            Phasing::Dormant => Some(Outcome::Dormant),
+            Phasing::Dormant | Phasing::Frozen => Some(Outcome::Dormant),
             Phasing::Cold | Phasing::Exited => Some(Outcome::Cold),
             _ => None,
         }
@@ -113,6 +117,8 @@ pub enum Order {
     Stop,
     /// Wake it, for this reason; an order of no effect if it is awake.
     Wake(String),
+    /// kubelet is about to stop the container.
+    Stopping,
 }
 
 /// A managed container.
@@ -194,6 +200,18 @@ impl Container {
     /// Waits until it is known how the container came to life.
     pub async fn started(&self) -> Life {
         self.when(|life| life.outcome().is_some()).await
+    }
+
+    /// Wakes it if it sleeps, and waits until it is awake.
+    ///
+    /// # Errors
+    /// It sleeps and has no connection to its init.
+    pub async fn wake(&self, reason: &str) -> Result<Life, String> {
+        use Phasing::{Created, Dormant, Frozen, Waiting};
+        if matches!(self.life().phasing, Created | Waiting | Dormant | Frozen) {
+            self.order(Order::Wake(reason.into()))?;
+        }
+        Ok(self.when(|life| life.outcome().is_some_and(|outcome| outcome != Outcome::Dormant)).await)
     }
 
     /// Waits until something is true of it.

@@ -105,8 +105,12 @@ pub async fn freeze(
         return Err(FreezeError::Request(why.into()));
     }
     let destinations = destinations(engine, containers, request)?;
-    let trees = patient_preflight(containers, connections).await?;
     let _busy = containers.iter().map(Busy::begin).collect::<Result<Vec<_>, _>>()?;
+    for container in containers.iter().filter(|container| container.life().phasing == Phasing::Frozen) {
+        let failed = |message| FreezeError::Init { container: container.info.display(), message };
+        container.wake("a freeze").await.map_err(failed)?;
+    }
+    let trees = patient_preflight(containers, connections).await?;
     let work = tempfile::tempdir_in(&engine.dirs.freezes)
         .map_err(|source| FreezeError::Directory { path: engine.dirs.freezes.clone(), source })?;
     let store = Arc::new(BlobStore::open(work.path().join("blobs"))?);

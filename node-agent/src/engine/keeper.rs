@@ -25,6 +25,7 @@ use super::container::{Container, Order, Phasing};
 use super::link::{Link, LinkError};
 use super::pager::Pager;
 use super::preparation::Preparation;
+use super::standby::{Rest, Standby};
 use super::thaw::{self, ThawError, Thawed};
 use super::{Engine, hooks};
 
@@ -65,7 +66,7 @@ pub async fn keep(
     let mut preparation = None;
     if let (Some(engine), Some(container)) = (engine.upgrade(), container.upgrade())
         && container.checkpoint_image
-        && container.standby.is_none()
+        && !matches!(container.standby, Some(Standby { rest: Rest::Dormant(_), .. }))
     {
         preparation = Some(Preparation::begin(&engine, &container));
     }
@@ -155,7 +156,7 @@ impl Keeper<'_> {
             && self.container.checkpoint_image
             && matches!(hello.state(), State::Waiting | State::Dormant | State::Thawed)
         {
-            return self.stand_by(link, &hello, standby, orders).await;
+            return self.stand_by(link, &hello, standby, preparation, orders).await;
         }
         self.clear_rules(link.pid).await;
         match hello.state() {
@@ -314,8 +315,8 @@ impl Keeper<'_> {
                         begun?;
                     }
                     Some(Order::EndDump) => link.send(to_init::Kind::EndDump(Default::default()), None).await?,
-                    // It is awake.
-                    Some(Order::Wake(_)) => {}
+                    // It is awake, and hears of its end from its init.
+                    Some(Order::Wake(_) | Order::Stopping) => {}
                     Some(Order::Stop) => {
                         link.send(to_init::Kind::Stop(Exiting { code: 0 }), None).await?;
                     }

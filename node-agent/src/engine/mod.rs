@@ -10,6 +10,7 @@ pub mod dump;
 pub mod dump_dir;
 pub mod error;
 pub mod freeze;
+mod freezer;
 pub mod hooks;
 pub mod http;
 mod images;
@@ -197,13 +198,7 @@ impl Engine {
     /// # Errors
     /// No such container, or no connection to its init.
     pub async fn wake(&self, name: &str, reason: &str) -> Result<Started, EngineError> {
-        let container = self.find(name)?;
-        if matches!(container.life().phasing, Phasing::Created | Phasing::Waiting | Phasing::Dormant) {
-            container.order(Order::Wake(reason.into())).map_err(EngineError::NoConnection)?;
-        }
-        let awake =
-            |life: &container::Life| life.outcome().is_some_and(|outcome| outcome != Outcome::Dormant);
-        let life = container.when(awake).await;
+        let life = self.find(name)?.wake(reason).await.map_err(EngineError::NoConnection)?;
         Ok(Started { outcome: life.outcome().unwrap_or(Outcome::Unknown).into(), reason: life.reason })
     }
 
@@ -211,6 +206,8 @@ impl Engine {
     pub fn stopping(&self, id: &str) {
         if let Some(container) = self.by_id(id) {
             container.note("being stopped");
+            // One that has no connection to its init needs no word.
+            let _ = container.order(Order::Stopping);
         }
     }
 
@@ -322,7 +319,7 @@ fn is_named(container: &Container, name: &str) -> bool {
 fn listed(container: &Container) -> Listed {
     let life = container.life();
     let tree = match life.phasing {
-        Phasing::Cold | Phasing::Thawed => tree::read(life.init, life.application).ok(),
+        Phasing::Cold | Phasing::Thawed | Phasing::Frozen => tree::read(life.init, life.application).ok(),
         _ => None,
     };
     Listed {

@@ -4,6 +4,10 @@
 //!   image read, gate shut ─► Dormant ──packet, order──► thaw (twice at most) ─► packets released ─► Thawed
 //!                               ▲                         └─► cold start ─► released when it listens     │
 //!                               └── Asleep ◄── Sleep ◄── gate shut ◄── nothing to do for long enough ◄───┘
+//!
+//!   thawed ─► gate shut ─► Frozen ──packet, order──► freezer releases it ─► packets released ─► Thawed
+//!                            ▲                                                                     │
+//!                            └── freezer holds it ◄── gate shut ◄── nothing to do for long enough ◄┘
 //! ```
 //!
 //! Whatever makes it impossible to hold packets has the container thawed at once, and then it stays awake.
@@ -15,15 +19,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
-use tokio::task::block_in_place;
+use tokio::task::{block_in_place, spawn_blocking};
+use tracing::debug;
 use woodfrog_protocol::init::{Exiting, Hello, Reason, Start, State, from_init, to_init};
 
 use super::container::{Container, Order, Phasing};
+use super::freezer::Freezer;
 use super::keeper::Keeper;
 use super::link::{Link, LinkError};
 use super::preparation::{self, Preparation};
 use super::prepared::Prepared;
-use super::standby::Standby;
+use super::standby::{Rest, Standby};
 use super::thaw::ThawError;
 use super::{images, netns};
 use crate::activator::{Gate, Listeners, idle};
@@ -34,6 +40,8 @@ const TRIES: u32 = 2;
 const LISTENS_WITHIN: Duration = Duration::from_secs(120);
 /// How long an init may take to end an application.
 const ASLEEP_WITHIN: Duration = Duration::from_secs(15);
+/// How long a container that is to be frozen must have had nothing to do after its first thaw.
+const SETTLED: Duration = Duration::from_secs(1);
 
 /// A container that stands by.
 struct Sleeper<'a> {
@@ -41,7 +49,19 @@ struct Sleeper<'a> {
     link: Link,
     prepared: Arc<Prepared>,
     gate: Gate,
+    /// None: it is dormant when it sleeps.
+    freezer: Option<Arc<Freezer>>,
     standby: Standby,
+}
+
+/// What its keeper finds it to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    Asleep,
+    /// Thawed by its keeper, to be frozen as soon as that has settled.
+    New,
+    /// Since an earlier agent.
+    Awake,
 }
 
 /// How its sleeping ended.
@@ -62,6 +82,13 @@ enum Awake {
     Ended,
 }
 
+/// What a container needs to sleep.
+struct Bed {
+    gate: Gate,
+    freezer: Option<Arc<Freezer>>,
+    asleep: bool,
+}
+
 impl Keeper<'_> {
     /// Lives with a container that stands by, whatever it is doing now.
     pub(super) async fn stand_by(
@@ -69,6 +96,7 @@ impl Keeper<'_> {
         mut link: Link,
         hello: &Hello,
         standby: Standby,
+        preparation: Option<Preparation>,
         orders: &mut mpsc::Receiver<Order>,
     ) -> Result<(), LinkError> {
         self.container.update(|life| life.generation = hello.generation);
@@ -89,53 +117,89 @@ impl Keeper<'_> {
                 return self.attend(&mut link, orders).await;
             }
         };
-        let ahead = (self.engine.clone(), self.container.clone(), prepared.clone());
-        // If its memory is to be shared, it is in the page store by the time it wakes.
-        tokio::spawn(async move { drop(preparation::sharing(&ahead.0, &ahead.1, &ahead.2).await) });
-        match self.gate(&link, &prepared, thawed).await {
-            Ok(gate) => {
-                self.welcome(&link, hello, Start::Dormant).await?;
-                let sleeper = Sleeper { keeper: self, link, prepared, gate, standby };
-                sleeper.live(thawed, orders).await
+        let bed = self.bed(&link, &prepared, standby, thawed).await;
+        let found = match &bed {
+            Ok(Bed { asleep: true, .. }) => Found::Asleep,
+            _ if thawed => Found::Awake,
+            _ => Found::New,
+        };
+        if found == Found::Asleep {
+            let ahead = (self.engine.clone(), self.container.clone(), prepared.clone());
+            // If its memory is to be shared, it is in the page store by the time it wakes.
+            tokio::spawn(async move { drop(preparation::sharing(&ahead.0, &ahead.1, &ahead.2).await) });
+            self.welcome(&link, hello, Start::Dormant).await?;
+        } else {
+            self.welcome(&link, hello, Start::Thaw).await?;
+        }
+        if found == Found::New {
+            let now = || Preparation::of(self.engine, self.container, prepared.clone(), link.pid);
+            let preparation = preparation.unwrap_or_else(now);
+            self.thaw(&mut link, preparation).await?;
+        }
+        match bed {
+            Ok(Bed { gate, freezer, .. }) if found != Found::New || self.is_thawed() => {
+                Sleeper { keeper: self, link, prepared, gate, freezer, standby }.live(found, orders).await
             }
-            Err(why) => {
-                self.container.note(format!("it stays awake: {why}"));
-                self.clear_rules(link.pid).await;
-                self.welcome(&link, hello, Start::Thaw).await?;
-                if !thawed {
-                    let preparation = Preparation::of(self.engine, self.container, prepared, link.pid);
-                    self.thaw(&mut link, preparation).await?;
+            bed => {
+                if let Err(why) = bed {
+                    self.container.note(format!("it stays awake: {why}"));
+                    self.clear_rules(link.pid).await;
                 }
                 self.attend(&mut link, orders).await
             }
         }
     }
 
-    /// A gate for the container, shut if it sleeps.
-    async fn gate(&self, link: &Link, prepared: &Prepared, awake: bool) -> Result<Gate, String> {
+    fn is_thawed(&self) -> bool {
+        self.container.life().phasing == Phasing::Thawed
+    }
+
+    /// What it needs to sleep, with its gate shut if it does.
+    async fn bed(
+        &self,
+        link: &Link,
+        prepared: &Prepared,
+        standby: Standby,
+        thawed: bool,
+    ) -> Result<Bed, String> {
         let listeners = Listeners::of(&prepared.images);
         if listeners.is_empty() {
             return Err("its image listens on no port, so that no packet could wake it".into());
         }
         let activator =
             self.engine.activator.as_ref().ok_or("this node cannot hold packets, see the agent's log")?;
+        let freezer = match standby.rest {
+            Rest::Dormant(_) => None,
+            Rest::Frozen => Some(Freezer::of(link.pid).map_err(|e| format!("it cannot be frozen: {e}"))?),
+        };
+        let asleep = freezer.as_ref().map_or(!thawed, Freezer::is_held);
         let gate = async {
             let alive = self.engine.tokens()?;
             let mut gate = activator.gate(link.pid, &self.container.token, listeners, &alive).await?;
-            if !awake {
+            if asleep {
                 gate.shut(node_addresses()).await?;
             }
             Ok::<_, crate::activator::GateError>(gate)
         };
-        gate.await.map_err(|e| format!("packets to it cannot be held: {e}"))
+        let gate = gate.await.map_err(|e| {
+            // Nobody could wake it.
+            let _ = freezer.as_ref().map(Freezer::release);
+            format!("packets to it cannot be held: {e}")
+        })?;
+        Ok(Bed { gate, freezer: freezer.map(Arc::new), asleep })
     }
 }
 
 impl Sleeper<'_> {
-    async fn live(mut self, awake: bool, orders: &mut mpsc::Receiver<Order>) -> Result<(), LinkError> {
-        let end = self.sleep_and_wake(awake, orders).await;
+    async fn live(mut self, found: Found, orders: &mut mpsc::Receiver<Order>) -> Result<(), LinkError> {
+        let end = self.sleep_and_wake(found, orders).await;
         let cold = matches!(end, Ok(End::Cold));
-        let Self { keeper, mut link, mut gate, prepared, .. } = self;
+        let Self { keeper, mut link, mut gate, prepared, freezer, .. } = self;
+        // Whatever happened, what is held could not even end.
+        let released = freezer.map_or(Ok(()), |freezer| freezer.release());
+        if let (Err(e), Ok(End::StaysAwake)) = (released, &end) {
+            keeper.container.note(format!("the cgroup freezer does not release it: {e}"));
+        }
         let init = link.pid;
         let remove = async {
             if cold {
@@ -158,29 +222,43 @@ impl Sleeper<'_> {
 
     async fn sleep_and_wake(
         &mut self,
-        mut awake: bool,
+        found: Found,
         orders: &mut mpsc::Receiver<Order>,
     ) -> Result<End, LinkError> {
+        let mut asleep = found == Found::Asleep;
+        let mut patience = match found {
+            Found::New => Some((SETTLED, Duration::ZERO)),
+            Found::Asleep | Found::Awake => self.patience(),
+        };
         loop {
-            if !awake {
+            if asleep {
                 let Some(reason) = self.sleep(orders).await? else { return Ok(End::Ended) };
                 if let Err(e) = self.wake(&reason).await? {
                     self.keeper.start_cold(&self.link, &e).await?;
                     return Ok(End::Cold);
                 }
+                patience = self.patience();
             }
-            let Some(idle_timeout) = self.standby.idle_timeout else { return Ok(End::StaysAwake) };
-            awake = false;
-            if let Awake::Ended = self.be_awake(idle_timeout, orders).await? {
+            let Some((timeout, at_least)) = patience else { return Ok(End::StaysAwake) };
+            if let Awake::Ended = self.be_awake(timeout, at_least, orders).await? {
                 return Ok(End::Ended);
             }
+            asleep = true;
         }
+    }
+
+    /// After how long without anything to do it falls asleep, and how long it is awake at least. None: it stays awake.
+    fn patience(&self) -> Option<(Duration, Duration)> {
+        Some((self.standby.idle_timeout?, self.standby.min_awake))
     }
 
     /// Waits for something to wake it for: a few words. None: it has ended.
     async fn sleep(&mut self, orders: &mut mpsc::Receiver<Order>) -> Result<Option<String>, LinkError> {
         let container = self.keeper.container;
-        container.update(|life| (life.phasing, life.application) = (Phasing::Dormant, 0));
+        container.update(|life| match self.freezer {
+            None => (life.phasing, life.application) = (Phasing::Dormant, 0),
+            Some(_) => life.phasing = Phasing::Frozen,
+        });
         loop {
             tokio::select! {
                 knock = self.gate.knock() => {
@@ -190,6 +268,9 @@ impl Sleeper<'_> {
                 order = orders.recv() => match order {
                     None => return Ok(None),
                     Some(Order::Wake(reason)) => return Ok(Some(reason)),
+                    // It is told by a signal, which only one that runs hears.
+                    Some(Order::Stopping) if self.freezer.is_some() => return Ok(Some("kubelet stops it".into())),
+                    Some(Order::Stopping) => {}
                     Some(Order::Stop) => {
                         self.link.send(to_init::Kind::Stop(Exiting { code: 0 }), None).await?;
                     }
@@ -204,9 +285,30 @@ impl Sleeper<'_> {
         }
     }
 
-    /// Thaws it and lets in who waits. The inner error: it does not thaw.
+    /// Wakes it and lets in who waits. The inner error: it does not thaw.
     async fn wake(&mut self, reason: &str) -> Result<Result<(), ThawError>, LinkError> {
         let began = Instant::now();
+        match &self.freezer {
+            Some(freezer) => freezer.release()?,
+            None => {
+                if let Err(e) = self.thaw().await? {
+                    return Ok(Err(e));
+                }
+            }
+        }
+        self.gate.release()?;
+        let ms = began.elapsed().as_secs_f64() * 1e3;
+        let container = self.keeper.container;
+        container.note(format!("awake {ms:.1} ms after {reason}"));
+        container.update(|life| {
+            life.phasing = Phasing::Thawed;
+            life.wakes += 1;
+        });
+        Ok(Ok(()))
+    }
+
+    /// Thaws it. The inner error: it does not thaw.
+    async fn thaw(&mut self) -> Result<Result<(), ThawError>, LinkError> {
         let Self { keeper, link, prepared, gate, .. } = self;
         for left in (0..TRIES).rev() {
             let preparation = Preparation::of(keeper.engine, keeper.container, prepared.clone(), link.pid);
@@ -215,13 +317,7 @@ impl Sleeper<'_> {
                 broken = gate.hold() => match broken? {},
             };
             match thawed {
-                Ok(()) => {
-                    gate.release()?;
-                    let ms = began.elapsed().as_secs_f64() * 1e3;
-                    keeper.container.note(format!("awake {ms:.1} ms after {reason}"));
-                    keeper.container.update(|life| life.wakes += 1);
-                    return Ok(Ok(()));
-                }
+                Ok(()) => return Ok(Ok(())),
                 Err(e) if left == 0 => return Ok(Err(e)),
                 Err(e) => {
                     keeper.container.note(format!("it is thawed once more, for that failed: {e}"));
@@ -234,34 +330,61 @@ impl Sleeper<'_> {
         Ok(Ok(()))
     }
 
-    /// Until there has been nothing to do for `timeout`, and it sleeps.
+    /// Until there has been nothing to do for `timeout`, not before it has been awake for `at_least`, and it sleeps.
     async fn be_awake(
         &mut self,
-        timeout: Duration,
+        mut timeout: Duration,
+        at_least: Duration,
         orders: &mut mpsc::Receiver<Order>,
     ) -> Result<Awake, LinkError> {
-        let Self { keeper, link, gate, standby, prepared } = self;
-        let listeners = Listeners::of(&prepared.images);
-        let woke = Instant::now();
+        let earliest = Instant::now() + at_least;
         loop {
+            let Self { keeper, link, gate, prepared, .. } = self;
             gate.ajar(node_addresses()).await.map_err(io::Error::other)?;
-            let application = keeper.container.life().application;
-            let mut watch = idle::Idle::watch(link.pid, application, listeners.clone(), gate.probes)?;
+            let (application, listeners) =
+                (keeper.container.life().application, Listeners::of(&prepared.images));
+            let mut watch = idle::Idle::watch(link.pid, application, listeners, gate.probes)?;
             tokio::select! {
                 attended = keeper.attend(link, orders) => return attended.map(|()| Awake::Ended),
-                quiet = quiet(keeper.container, gate, &mut watch, timeout, woke + standby.min_awake) => quiet?,
+                quiet = quiet(keeper.container, gate, &mut watch, timeout, earliest) => quiet?,
             }
             // A connection of the last moment is seen now, and one after it is held.
             gate.shut(node_addresses()).await.map_err(io::Error::other)?;
             if keeper.container.life().freezing || block_in_place(|| watch.look(gate.probes))?.is_some() {
                 continue;
             }
-            let message = format!("nothing to do for {timeout:?}");
-            keeper.container.note(format!("falls asleep: {message}"));
-            link.send(to_init::Kind::Sleep(Reason { message }), None).await?;
-            asleep(link).await?;
-            return Ok(Awake::Idle);
+            match self.fall_asleep(&format!("nothing to do for {timeout:?}")).await? {
+                Ok(()) => return Ok(Awake::Idle),
+                Err(why) => {
+                    self.keeper.container.note(format!("stays awake: {why}"));
+                    timeout = timeout.saturating_mul(2);
+                }
+            }
         }
+    }
+
+    /// Puts it to sleep. The inner error: why it is still awake.
+    async fn fall_asleep(&mut self, reason: &str) -> Result<Result<(), String>, LinkError> {
+        let Self { keeper, link, freezer, .. } = self;
+        keeper.container.note(format!("falls asleep: {reason}"));
+        let Some(freezer) = freezer.clone() else {
+            link.send(to_init::Kind::Sleep(Reason { message: reason.into() }), None).await?;
+            asleep(link).await?;
+            return Ok(Ok(()));
+        };
+        let container = keeper.container.clone();
+        let held =
+            spawn_blocking(move || freezer.hold().map(|()| freezer)).await.map_err(io::Error::other)?;
+        let freezer = match held {
+            Ok(freezer) => freezer,
+            Err(e) => return Ok(Err(format!("it cannot be frozen: {e}"))),
+        };
+        // It sleeps already; what the kernel can take back is a gain.
+        drop(spawn_blocking(move || match freezer.reclaim() {
+            Ok(bytes) => container.note(format!("{:.1} MB of its memory are given back", bytes as f64 / 1e6)),
+            Err(e) => debug!(container = %container.info.display(), "its memory is not given back: {e}"),
+        }));
+        Ok(Ok(()))
     }
 }
 

@@ -8,9 +8,30 @@ use woodfrog_image::MemoryMode;
 use woodfrog_protocol::init::Command;
 use woodfrog_protocol::{frame, paths};
 
+/// What a container from a checkpoint image is while nobody needs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// Its application does not run; a wake is a thaw.
+    Dormant(OnIdle),
+    /// Its application is thawed and held by the cgroup freezer.
+    Frozen,
+}
+
+/// What becomes of the state of an application that is put to sleep.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnIdle {
+    /// It is gone: the next wake starts from the image.
+    #[default]
+    Discard,
+    /// It is dumped on the node: the next wake goes on from there.
+    Save,
+}
+
 /// How a container from a checkpoint image sleeps. It sleeps from its start on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standby {
+    /// What it is while it sleeps.
+    pub rest: Rest,
     /// After so long without anything to do it falls asleep again; none: it stays awake.
     pub idle_timeout: Option<Duration>,
     /// Not earlier than this after it woke.
@@ -21,8 +42,11 @@ pub struct Standby {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StandbyError {
     /// Not a kind of standby.
-    #[error("the pod's annotation {key}: {0:?} is neither \"Awake\" nor \"Dormant\"", key = paths::STANDBY_ANNOTATION)]
+    #[error("the pod's annotation {key}: {0:?} is none of \"Awake\", \"Dormant\" and \"Frozen\"", key = paths::STANDBY_ANNOTATION)]
     Kind(String),
+    /// Not a thing to do.
+    #[error("the pod's annotation {key}: {0:?} is neither \"Discard\" nor \"Save\"", key = paths::ON_IDLE_ANNOTATION)]
+    OnIdle(String),
     /// Not a duration.
     #[error("the pod's annotation {key}: {message}")]
     Duration {
@@ -53,18 +77,25 @@ fn annotations(control_directory: &Path) -> BTreeMap<String, String> {
 }
 
 fn parse(annotations: &BTreeMap<String, String>) -> Result<Option<Standby>, StandbyError> {
-    match annotations.get(paths::STANDBY_ANNOTATION).map(String::as_str) {
+    let word = |key: &str| annotations.get(key).map(String::as_str).filter(|word| !word.is_empty());
+    let on_idle = match word(paths::ON_IDLE_ANNOTATION) {
+        None | Some("Discard") => OnIdle::Discard,
+        Some("Save") => OnIdle::Save,
+        Some(other) => return Err(StandbyError::OnIdle(other.into())),
+    };
+    let rest = match word(paths::STANDBY_ANNOTATION) {
         None | Some("Awake") => return Ok(None),
-        Some("Dormant") => {}
+        Some("Dormant") => Rest::Dormant(on_idle),
+        Some("Frozen") => Rest::Frozen,
         Some(other) => return Err(StandbyError::Kind(other.into())),
-    }
+    };
     let duration = |key: &'static str| {
-        let text = annotations.get(key).filter(|text| !text.is_empty());
-        let parsed = text.map(|text| text.parse::<woodfrog_api::Duration>()).transpose();
+        let parsed = word(key).map(|text| text.parse::<woodfrog_api::Duration>()).transpose();
         let parsed = parsed.map_err(|e| StandbyError::Duration { key, message: e.to_string() })?;
         Ok(parsed.map(Duration::from).filter(|duration| !duration.is_zero()))
     };
     Ok(Some(Standby {
+        rest,
         idle_timeout: duration(paths::IDLE_TIMEOUT_ANNOTATION)?,
         min_awake: duration(paths::MIN_AWAKE_TIME_ANNOTATION)?.unwrap_or_default(),
     }))
@@ -88,7 +119,8 @@ mod tests {
     #[test]
     fn durations_are_those_of_the_resources() {
         let dormant = (paths::STANDBY_ANNOTATION, "Dormant");
-        let standby = |idle_timeout, min_awake| Ok(Some(Standby { idle_timeout, min_awake }));
+        let rest = Rest::Dormant(OnIdle::Discard);
+        let standby = |idle_timeout, min_awake| Ok(Some(Standby { rest, idle_timeout, min_awake }));
         assert_eq!(parsed(&[dormant]), standby(None, Duration::ZERO));
         let both =
             [dormant, (paths::IDLE_TIMEOUT_ANNOTATION, "1m30s"), (paths::MIN_AWAKE_TIME_ANNOTATION, "250ms")];
@@ -96,5 +128,19 @@ mod tests {
         let error = parsed(&[dormant, (paths::IDLE_TIMEOUT_ANNOTATION, "soon")]).unwrap_err().to_string();
         assert!(error.contains(paths::IDLE_TIMEOUT_ANNOTATION) && error.contains("soon"), "{error}");
         assert!(parsed(&[(paths::STANDBY_ANNOTATION, "Asleep")]).is_err());
+    }
+
+    #[test]
+    fn the_state_of_a_dormant_one_is_saved_if_its_pod_says_so() {
+        let rest = |words: [&str; 2]| {
+            let [standby, on_idle] = words;
+            let parsed =
+                parsed(&[(paths::STANDBY_ANNOTATION, standby), (paths::ON_IDLE_ANNOTATION, on_idle)]);
+            parsed.map(|standby| standby.map(|standby| standby.rest))
+        };
+        assert_eq!(rest(["Dormant", "Save"]), Ok(Some(Rest::Dormant(OnIdle::Save))));
+        assert_eq!(rest(["Dormant", ""]), Ok(Some(Rest::Dormant(OnIdle::Discard))));
+        assert_eq!(rest(["Frozen", "Discard"]), Ok(Some(Rest::Frozen)));
+        assert!(rest(["Dormant", "Keep"]).unwrap_err().to_string().contains("Keep"));
     }
 }

@@ -1,0 +1,61 @@
+//! Pods that stand by.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use woodfrog_testkubelet::{Container, PodSpec};
+use woodfrog_testnode::App;
+
+use crate::{STARTUP, World};
+
+/// A restricted pod that stands by as `standby` says; it falls asleep again after `idle`, if that is given.
+#[must_use]
+pub fn standby(name: &str, image: &str, standby: &str, idle: Option<&str>) -> PodSpec {
+    let mut spec = PodSpec::new(name, image);
+    spec.annotations.insert("woodfrog.dev/standby".into(), standby.into());
+    if let Some(idle) = idle {
+        spec.annotations.insert("woodfrog.dev/idle-timeout".into(), idle.into());
+    }
+    spec
+}
+
+impl World<'_> {
+    /// An image of CPython, frozen after three requests to `/count`.
+    ///
+    /// # Errors
+    /// It does not start, or the freeze failed.
+    pub async fn counted_to_three(&self) -> Result<String> {
+        let warm = self.warm(PodSpec::new("warm", &App::Cpython.reference())).await?;
+        for expected in 1..=3 {
+            ensure!(warm.get("/count")? == expected.to_string());
+        }
+        let image = self.image(App::Cpython, "three");
+        self.freeze(&warm, &image)?;
+        warm.remove().await?;
+        Ok(image)
+    }
+
+    /// Fails unless a container is in this state, as `woodfrog ps` says it.
+    ///
+    /// # Errors
+    /// With its log.
+    pub fn expect_state(&self, container: &Container, state: &str) -> Result<()> {
+        let ps = self.ps(container)?;
+        let name = format!("{}/app", container.pod_name());
+        let log = || self.stack.woodfrog(&["logs", &name]).unwrap_or_default();
+        ensure!(ps["state"] == state, "{} is {}, not {state}\n{}", container.pod_name(), ps["state"], log());
+        Ok(())
+    }
+
+    /// Waits until a container is in a state.
+    ///
+    /// # Errors
+    /// It is not within [`STARTUP`].
+    pub async fn until(&self, container: &Container, state: &str) -> Result<()> {
+        let deadline = Instant::now() + STARTUP;
+        while self.expect_state(container, state).is_err() && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        self.expect_state(container, state)
+    }
+}
