@@ -81,6 +81,8 @@ impl World<'_> {
         self.kubelet.pull(&spec.image).await?;
         let container = self.kubelet.run(spec.managed()).await?;
         container.wait("/", STARTUP)?;
+        // It can be frozen once its init has told the agent of it.
+        self.until(&container, "cold").await?;
         Ok(container)
     }
 

@@ -8,10 +8,10 @@ use anyhow::{Context, Result, bail};
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
-    ContainerStatus, ContainerStatusRequest, CreateContainerRequest, ExecSyncRequest, ImageSpec,
-    PodSandboxConfig, PodSandboxStatusRequest, PullImageRequest, RemoveContainerRequest, RemoveImageRequest,
-    RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StatusRequest,
-    StopContainerRequest, StopPodSandboxRequest,
+    ContainerConfig, ContainerMetadata, ContainerStatus, ContainerStatusRequest, CreateContainerRequest,
+    ExecSyncRequest, ImageSpec, PodSandboxConfig, PodSandboxStatusRequest, PullImageRequest,
+    RemoveContainerRequest, RemoveImageRequest, RemovePodSandboxRequest, RunPodSandboxRequest,
+    StartContainerRequest, StatusRequest, StopContainerRequest, StopPodSandboxRequest,
 };
 use tonic::transport::Channel;
 use woodfrog_testnode::Node;
@@ -140,9 +140,26 @@ impl Pod {
     /// # Errors
     /// The runtime's.
     pub async fn create(&self) -> Result<Container> {
+        self.create_from(self.spec.container()).await
+    }
+
+    /// Creates another container in it: with this name, from this image, else like the first.
+    ///
+    /// # Errors
+    /// The runtime's.
+    pub async fn create_beside(&self, name: &str, image: &str) -> Result<Container> {
+        let mut config = self.spec.container();
+        config.metadata = Some(ContainerMetadata { name: name.into(), attempt: 0 });
+        config.labels.insert("io.kubernetes.container.name".into(), name.into());
+        config.log_path = format!("{name}/0.log");
+        config.image = Some(image_spec(image));
+        self.create_from(config).await
+    }
+
+    async fn create_from(&self, config: ContainerConfig) -> Result<Container> {
         let request = CreateContainerRequest {
             pod_sandbox_id: self.sandbox.clone(),
-            config: Some(self.spec.container()),
+            config: Some(config),
             sandbox_config: Some(self.config.clone()),
         };
         let created = self.kubelet.runtime.clone().create_container(request).await?.into_inner();

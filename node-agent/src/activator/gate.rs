@@ -250,24 +250,28 @@ impl Gate {
 
     /// The next held packet and who knocks with it; a probe knocks not, and while shut it is on its way to the responder.
     async fn next(&self) -> io::Result<Next> {
-        let held = self.queue.next().await?;
-        let packet = Packet::parse(&held.bytes);
-        let probe = packet.filter(|packet| {
-            // Who asks whose connection that is pays for it: only the node's own packets are worth it.
-            packet.tcp
-                && self.node.contains(&packet.from.ip())
-                && kubelet::owns(&self.activator.kubelet, packet.from, packet.to)
-        });
-        if let (Some(_), Matches::All) = (probe, &self.rules.matches) {
-            self.queue.mark(held.id)?;
+        let (id, packet) = self.readable().await?;
+        // Who asks whose connection that is pays for it: only the node's own packets are worth it.
+        let probe = packet.tcp
+            && self.node.contains(&packet.from.ip())
+            && kubelet::owns(&self.activator.kubelet, packet.from, packet.to);
+        if probe && matches!(self.rules.matches, Matches::All) {
+            self.queue.mark(id)?;
         }
-        let unreadable = || SocketAddr::from(([0, 0, 0, 0], 0));
-        let knock = probe.is_none().then(|| {
-            let (from, to) = packet.map_or_else(|| (unreadable(), unreadable()), |p| (p.from, p.to));
-            Knock { from, to }
-        });
+        let knock = (!probe).then_some(Knock { from: packet.from, to: packet.to });
         debug!(?knock, "a packet is held");
-        Ok(Next { id: held.id, knock })
+        Ok(Next { id, knock })
+    }
+
+    /// The next held packet with whole headers. Others are dropped: the application would never hear of them.
+    async fn readable(&self) -> io::Result<(u32, Packet)> {
+        loop {
+            let held = self.queue.next().await?;
+            match Packet::parse(&held.bytes) {
+                Some(packet) => return Ok((held.id, packet)),
+                None => self.queue.discard(held.id)?,
+            }
+        }
     }
 }
 

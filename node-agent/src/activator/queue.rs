@@ -57,6 +57,7 @@ pub(super) struct Held {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 enum Fate {
+    Drop = 0,
     Accept = 1,
     /// The rules see it again.
     Repeat = 4,
@@ -121,6 +122,14 @@ impl Queue {
     /// The kernel does not take the verdict.
     pub(super) fn accept_until(&self, id: u32) -> io::Result<()> {
         self.verdict(VERDICT_BATCH, id, Fate::Accept, None)
+    }
+
+    /// Drops one packet.
+    ///
+    /// # Errors
+    /// See [`Queue::accept_until`].
+    pub(super) fn discard(&self, id: u32) -> io::Result<()> {
+        self.verdict(VERDICT, id, Fate::Drop, None)
     }
 
     /// Marks one packet as kubelet's and shows it to the rules again.

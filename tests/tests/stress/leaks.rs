@@ -102,3 +102,12 @@ fn status(pid: i32, field: &str) -> Result<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(field)).context(field.to_owned())?;
     Ok(line.split_whitespace().next().context("a number")?.parse()?)
 }
+
+/// CPU time of the agent.
+pub(crate) fn agent_cpu(node: &Node) -> Result<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", agent(node)?))?;
+    let (_, fields) = stat.rsplit_once(") ").context("stat")?;
+    // utime and stime are fields 14 and 15 of proc(5); two are before the parenthesis.
+    let ticks: u64 = fields.split(' ').skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+    Ok(Duration::from_millis(ticks * 10))
+}

@@ -4,9 +4,14 @@
 
 #![forbid(unsafe_code)]
 
+mod crowd;
 mod cycles;
+mod families;
+mod hostile;
 mod leaks;
+mod packets;
 mod requests;
+mod restarts;
 mod traffic;
 
 /// A number from the environment, or this one.

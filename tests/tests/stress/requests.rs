@@ -1,7 +1,7 @@
 //! Requests and connections that last longer than the idle timeout: the pod must not fall asleep below them.
 
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -10,7 +10,7 @@ use woodfrog_testkubelet::{Container, PodSpec};
 use woodfrog_testnode::App;
 use woodfrog_tests::{World, in_world, standby};
 
-use crate::traffic::{connect, get, on_node};
+use crate::traffic::{Kept, connect, get, head, on_node};
 
 const IDLE: Duration = Duration::from_millis(300);
 /// How long each answer takes, and each client is silent.
@@ -22,7 +22,7 @@ const HTTP2_PORT: u16 = 8081;
 const SECONDS: &str = "1.5";
 
 /// Answers after a while (`/slow`), in pieces (`/drip`), and at once; keeps connections.
-const PYTHON: &str = "import http.server as h, time
+pub(crate) const PYTHON: &str = "import http.server as h, time
 class H(h.BaseHTTPRequestHandler):
     protocol_version = 'HTTP/1.1'
     def do_GET(self):
@@ -135,14 +135,10 @@ fn drip(world: &World<'_>, ip: IpAddr) -> Result<()> {
 
 /// Two requests on one connection, with a long silence between.
 fn kept(world: &World<'_>, ip: IpAddr) -> Result<()> {
-    let mut stream = on_node(world, || connect(SocketAddr::new(ip, PORT)))?;
+    let mut kept = Kept::connect(world, ip)?;
     for silence in [Duration::ZERO, LONG] {
         std::thread::sleep(silence);
-        write!(stream, "GET / HTTP/1.1\r\nHost: {ip}\r\n\r\n")?;
-        ensure!(head(&mut stream)?.contains(" 200 "));
-        let mut body = [0; 10];
-        stream.read_exact(&mut body)?;
-        ensure!(&body == b"0123456789");
+        ensure!(kept.get("/")? == "0123456789");
     }
     Ok(())
 }
@@ -200,15 +196,4 @@ fn url(ip: IpAddr, port: u16, path: &str) -> String {
 fn curl(world: &World<'_>, arguments: &[&str]) -> Result<String> {
     let common = ["--silent", "--show-error", "--fail", "--max-time", "60"];
     Ok(world.node.run("curl", &[&common[..], arguments].concat())?)
-}
-
-/// The head of an HTTP answer; what follows is left in the stream.
-fn head(stream: &mut TcpStream) -> Result<String> {
-    let mut head = String::new();
-    let mut byte = [0];
-    while !head.ends_with("\r\n\r\n") {
-        stream.read_exact(&mut byte).with_context(|| format!("half an answer: {head:?}"))?;
-        head.push(char::from(byte[0]));
-    }
-    Ok(head)
 }

@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use woodfrog_testkubelet::http::PORT;
@@ -21,12 +22,62 @@ pub(crate) fn connect(address: SocketAddr) -> Result<TcpStream> {
 
 /// The body of `GET path` on a connection of its own, asked exactly once.
 pub(crate) fn get(ip: IpAddr, path: &str) -> Result<String> {
-    let mut stream = connect(SocketAddr::new(ip, PORT))?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {ip}\r\nConnection: close\r\n\r\n")?;
+    get_from(SocketAddr::new(ip, PORT), path)
+}
+
+/// Asks until there is an answer.
+pub(crate) fn wait(address: SocketAddr) -> Result<String> {
+    let deadline = Instant::now() + STARTUP;
+    loop {
+        match get_from(address, "/") {
+            Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
+            answer => return answer,
+        }
+    }
+}
+
+fn get_from(address: SocketAddr, path: &str) -> Result<String> {
+    let mut stream = connect(address)?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let (head, body) =
         answer.split_once("\r\n\r\n").with_context(|| format!("half an answer: {answer:?}"))?;
     ensure!(head.contains(" 200 "), "{answer:?}");
     Ok(body.trim().to_owned())
+}
+
+/// A connection that is kept between requests, to a server that tells the length of its answers.
+pub(crate) struct Kept {
+    stream: TcpStream,
+    ip: IpAddr,
+}
+
+impl Kept {
+    /// Connects from the node.
+    pub(crate) fn connect(world: &World<'_>, ip: IpAddr) -> Result<Self> {
+        Ok(Self { stream: on_node(world, || connect(SocketAddr::new(ip, PORT)))?, ip })
+    }
+
+    /// The body of `GET path`.
+    pub(crate) fn get(&mut self, path: &str) -> Result<String> {
+        write!(self.stream, "GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", self.ip)?;
+        let head = head(&mut self.stream)?;
+        ensure!(head.contains(" 200 "), "{head}");
+        let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: "));
+        let mut body = vec![0; length.with_context(|| head.clone())?.parse()?];
+        self.stream.read_exact(&mut body)?;
+        Ok(String::from_utf8(body)?)
+    }
+}
+
+/// The head of an HTTP answer; what follows is left in the stream.
+pub(crate) fn head(stream: &mut TcpStream) -> Result<String> {
+    let mut head = String::new();
+    let mut byte = [0];
+    while !head.ends_with("\r\n\r\n") {
+        stream.read_exact(&mut byte).with_context(|| format!("half an answer: {head:?}"))?;
+        head.push(char::from(byte[0]));
+    }
+    Ok(head)
 }
