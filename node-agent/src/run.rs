@@ -18,6 +18,7 @@ use crate::args::{Command, RunArgs, ShimArgs};
 use crate::control;
 use crate::engine::page_store::PageStore;
 use crate::engine::pager::PagerProgram;
+use crate::engine::saves::Saves;
 use crate::engine::working_sets::WorkingSets;
 use crate::engine::{Dirs, Engine, Means};
 use crate::server;
@@ -37,15 +38,19 @@ pub fn run(command: Command) -> Result<()> {
 }
 
 async fn agent(args: RunArgs) -> Result<()> {
+    let saves = args.state_dir.join("saves");
     let dirs = Dirs {
         freezes: args.state_dir.join("freezes"),
         scratch: args.containers_dir.with_file_name("scratch"),
         pagers: args.containers_dir.with_file_name("pagers"),
+        saves: Saves::new(saves.clone()),
         containers: args.containers_dir,
     };
     std::fs::create_dir_all(&dirs.containers)
         .with_context(|| format!("cannot create {}", dirs.containers.display()))?;
-    private(&dirs.pagers).with_context(|| format!("cannot create {}", dirs.pagers.display()))?;
+    for dir in [&dirs.pagers, &saves] {
+        private(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    }
     for dir in [&dirs.freezes, &dirs.scratch] {
         empty(dir).with_context(|| format!("cannot make {} anew", dir.display()))?;
     }

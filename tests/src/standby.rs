@@ -40,11 +40,15 @@ impl World<'_> {
     /// # Errors
     /// With its log.
     pub fn expect_state(&self, container: &Container, state: &str) -> Result<()> {
-        let ps = self.ps(container)?;
-        let name = format!("{}/app", container.pod_name());
-        let log = || self.stack.woodfrog(&["logs", &name]).unwrap_or_default();
-        ensure!(ps["state"] == state, "{} is {}, not {state}\n{}", container.pod_name(), ps["state"], log());
+        let is = self.ps(container)?["state"].clone();
+        ensure!(is == state, "{} is {is}, not {state}\n{}", container.pod_name(), self.log(container));
         Ok(())
+    }
+
+    /// What `woodfrog logs` says of a pod's container.
+    #[must_use]
+    pub fn log(&self, container: &Container) -> String {
+        self.stack.woodfrog(&["logs", &format!("{}/app", container.pod_name())]).unwrap_or_default()
     }
 
     /// Waits until a container is in a state.

@@ -204,3 +204,40 @@ fn node_packets_outlive_the_agent_and_open_connections_keep_a_pod_awake() {
         pod.remove().await
     });
 }
+
+#[test]
+fn node_a_pod_that_saves_its_state_goes_on_where_it_was() {
+    in_world("save", &[App::Cpython], async |world| {
+        let image = world.counted_to_three().await?;
+        let mut spec = dormant("pod", &image, Some("300ms"));
+        spec.annotations.insert("woodfrog.dev/on-idle".into(), "Save".into());
+        let pod = world.from_image(spec).await?;
+        world.expect_state(&pod, "dormant")?;
+        for (generation, count) in [(1, "4"), (2, "5"), (3, "6")] {
+            ensure!(pod.get("/count")? == count, "it goes on where it was\n{}", world.log(&pod));
+            ensure!(world.ps(&pod)?["generation"] == generation, "a wake is a thaw");
+            world.until(&pod, "dormant").await?;
+            ensure!(processes(world, &pod).await?.is_empty(), "nothing runs while it sleeps");
+        }
+        let saves = "/var/lib/woodfrog/saves";
+        let saved = world.node.run("ls", &[saves])?;
+        ensure!(saved.lines().count() == 1, "one state is kept: {saved}");
+
+        // The next agent finds it.
+        world.stack.kill_agent()?;
+        world.stack.start_agent()?;
+        world.until(&pod, "dormant").await?;
+        ensure!(pod.get("/count")? == "7", "{}", world.log(&pod));
+        world.until(&pod, "dormant").await?;
+
+        // One that is of no use is not in the way.
+        let damage = format!("truncate --size=100 {saves}/*/memory/.woodfrog/checkpoint/core-*.img");
+        world.node.run("sh", &["-c", &damage])?;
+        pod.wait("/", STARTUP)?;
+        let count = pod.get("/count")?;
+        ensure!(count == "4", "it starts from its image then, not with {count}\n{}", world.log(&pod));
+        pod.remove().await?;
+        ensure!(world.node.run("ls", &[saves])?.is_empty(), "nothing is left of it");
+        Ok(())
+    });
+}

@@ -181,20 +181,10 @@ impl<'s> ImageBuilder<'s> {
     /// Adds everything in CRIU's image directory: page files as memory, other files as state. Logs and
     /// sockets stay out.
     pub fn checkpoint_directory(&mut self, directory: &Path) -> Result<(), BuildError> {
-        let failed = |source| BuildError::Read { path: directory.to_owned(), source };
-        let mut paths = Vec::new();
-        for entry in std::fs::read_dir(directory).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            if entry.file_type().map_err(failed)?.is_file() {
-                paths.push(entry.path());
-            }
-        }
-        paths.sort();
-        for path in paths {
-            let name = file_name(&path)?;
-            if name.starts_with("pages-") && name.ends_with(".img") {
+        for path in images_in(directory)? {
+            if is_memory(&file_name(&path)?) {
                 self.memory(&path)?;
-            } else if name.ends_with(".img") {
+            } else {
                 self.state(&path)?;
             }
         }
@@ -346,6 +336,43 @@ impl<'s> ImageBuilder<'s> {
             .map(|path| Entry::of_root(path, Kind::Directory, 0o700, self.mtime()))
             .into()
     }
+}
+
+/// The record of a checkpoint that stays in CRIU's image directory: `record` with the lists of its files.
+pub fn record_of(directory: &Path, record: CheckpointRecord) -> Result<CheckpointRecord, BuildError> {
+    let mut record =
+        CheckpointRecord { files: Vec::new(), memory: Vec::new(), volumes: Vec::new(), ..record };
+    for path in images_in(directory)? {
+        let name = file_name(&path)?;
+        if is_memory(&name) {
+            let size =
+                path.metadata().map_err(|source| BuildError::Read { path: path.clone(), source })?.len();
+            record.memory.push(PageFileRecord { name, size });
+        } else {
+            let (digest, size) = hash_of(&path)?;
+            record.files.push(FileRecord { name, size, digest });
+        }
+    }
+    Ok(record)
+}
+
+/// CRIU's images in a directory, by name; what else lies there, such as logs and sockets, is no part of a checkpoint.
+fn images_in(directory: &Path) -> Result<Vec<PathBuf>, BuildError> {
+    let failed = |source| BuildError::Read { path: directory.to_owned(), source };
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let path = entry.path();
+        if path.extension().is_some_and(|end| end == "img") && entry.file_type().map_err(failed)?.is_file() {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+fn is_memory(name: &str) -> bool {
+    name.starts_with("pages-")
 }
 
 fn unix_seconds(time: SystemTime) -> i64 {

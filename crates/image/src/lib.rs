@@ -31,7 +31,7 @@ mod unarchive;
 mod volume;
 
 pub use base::{BaseError, BaseImage};
-pub use build::{BuildError, BuiltImage, ImageBuilder, MemoryProgress};
+pub use build::{BuildError, BuiltImage, ImageBuilder, MemoryProgress, record_of};
 pub use checkpoint::{CheckpointLabels, FileError, LabelError, ReadError, read_record, record_in_layer};
 pub use compatibility::{Compatibility, Incompatibility};
 pub use credentials::{Credentials, CredentialsError, Login};

@@ -250,7 +250,8 @@ impl<W: World> Machine<W> {
                     (lease.root, lease.sleep) = (None, true);
                     return self.abort(reason.message, now);
                 }
-                Phase::Running(application) if application.thawed && !application.dumping => {
+                // Also while a dump holds it, which then is what it wakes from.
+                Phase::Running(application) if application.thawed => {
                     self.slept = application.generation;
                     return self.sleep();
                 }
@@ -438,14 +439,18 @@ impl<W: World> Machine<W> {
     /// Pages are missing that nobody will bring: whoever needs them must not go on.
     pub(crate) fn memory_lost(&mut self, now: Instant) -> Flow {
         const LOST: &str = "the pager ended before all memory was there";
-        match &self.phase {
+        match &mut self.phase {
+            // The agent has to say what comes then.
+            Phase::Leased(lease) if lease.root.is_none() => {
+                lease.until = lease.until.min(now + VERDICT_GRACE);
+                Continue(())
+            }
             Phase::Running(application) if application.thawed => {
                 self.world.complain(&format!("{LOST}, so the container ends"));
                 Break(KILLED)
             }
             // Some of it may run already.
-            Phase::Leased(Lease { root: Some(_), .. }) => self.cold_again(LOST),
-            Phase::Leased(_) => self.abort(LOST.into(), now),
+            Phase::Leased(_) => self.cold_again(LOST),
             Phase::Waiting { .. } | Phase::Dormant | Phase::Running(_) => Continue(()),
         }
     }

@@ -48,14 +48,24 @@ pub enum Gate {
     Abandoned,
 }
 
-/// A container that is about to be dumped.
-pub struct Job {
+/// What CRIU is to dump.
+pub struct Subject {
     /// The container.
     pub container: Arc<Container>,
     /// Its process tree, as the preflight saw it.
     pub tree: Tree,
     /// Directory for this dump on the disk: CRIU's log, and the images if they do not fit into memory.
     pub dir: PathBuf,
+    /// What is to become of connections.
+    pub connections: Connections,
+    /// What of its memory is shared.
+    pub shared: Option<Arc<SharedTree>>,
+}
+
+/// A container that is about to become an image.
+pub struct Job {
+    /// What is dumped.
+    pub subject: Subject,
     /// Where blobs of this freeze go.
     pub store: Arc<BlobStore>,
     /// Where its root file system lies.
@@ -64,12 +74,18 @@ pub struct Job {
     pub base: BaseImage,
     /// What is known of the checkpoint before the dump.
     pub record: CheckpointRecord,
-    /// What is to become of connections.
-    pub connections: Connections,
     /// Leave the tasks held.
     pub stay: bool,
-    /// What of its memory is shared.
-    pub shared: Option<Arc<SharedTree>>,
+}
+
+/// A dump that is written, while the tasks are held.
+pub struct Held {
+    /// It.
+    pub dump: Dump,
+    /// Its images.
+    pub images: DumpDir,
+    /// What its pager says of the memory that is shared.
+    pub standing: Option<Standing>,
 }
 
 /// What a dump has come to.
@@ -95,40 +111,12 @@ pub async fn dump(
     mut gate: watch::Receiver<Gate>,
 ) -> Result<Dumped, FreezeError> {
     let mut watch = Stopwatch::start("freeze");
-    let name = job.container.info.display();
+    let name = job.subject.container.info.display();
     let criu_failed = |source: CriuError| FreezeError::Dump { container: name.clone(), source };
-    let (worker, given, images) = worker(criu, &job).await?;
-    watch.lap("worker");
-
+    let images = DumpDir::new(&job.subject.tree, job.subject.dir.join("images"))
+        .map_err(|source| FreezeError::Directory { path: job.subject.dir.clone(), source })?;
     let began = Instant::now();
-    let options = DumpOptions {
-        connections: match job.connections {
-            Connections::Refuse => CriuConnections::Refuse,
-            Connections::Close => CriuConnections::Close,
-            Connections::Keep => CriuConnections::Keep,
-        },
-        ghost_limit: preflight::GHOST_LIMIT,
-        external: job.shared.iter().flat_map(|shared| shared.keys()).collect(),
-        ..DumpOptions::new(job.tree.processes.first().map_or(0, |root| root.inner_pid))
-    };
-    let mut dump = worker.dump(given, &options).await.map_err(criu_failed)?;
-    dump.written().await.map_err(criu_failed)?;
-    watch.lap("dump");
-    // Now, while nothing changes.
-    let standing = match &job.shared {
-        None => None,
-        Some(shared) => {
-            let shared = shared.clone();
-            let asked = spawn_blocking(move || shared.ask()).await.map_err(|_| FreezeError::Panic)?;
-            match asked {
-                Ok(standing) => Some(standing),
-                Err(source) => {
-                    dump.refuse().await.map_err(criu_failed)?;
-                    return Err(FreezeError::Shared { container: name, source });
-                }
-            }
-        }
-    };
+    let Held { dump, images, standing } = hold(criu, &job.subject, images, &mut watch).await?;
 
     // Whoever counts arrivals may have given up: then the gate says so.
     let _ = arrived.send(()).await;
@@ -160,30 +148,78 @@ pub async fn dump(
     Ok(Dumped { build, held, standstill_ms, phases: watch.phases() })
 }
 
-async fn worker(criu: Arc<Toolchain>, job: &Job) -> Result<(Worker, Given, DumpDir), FreezeError> {
-    let failed = |source: std::io::Error| FreezeError::Directory { path: job.dir.clone(), source };
+/// Dumps a container into `images`, up to the moment at which all is written and the tasks are still held.
+///
+/// # Errors
+/// The dump failed. The application runs on.
+pub async fn hold(
+    criu: Arc<Toolchain>,
+    subject: &Subject,
+    images: DumpDir,
+    watch: &mut Stopwatch,
+) -> Result<Held, FreezeError> {
+    let name = subject.container.info.display();
+    let criu_failed = |source: CriuError| FreezeError::Dump { container: name.clone(), source };
+    let (worker, given) = worker(criu, subject, &images).await?;
+    watch.lap("worker");
+    let options = DumpOptions {
+        connections: match subject.connections {
+            Connections::Refuse => CriuConnections::Refuse,
+            Connections::Close => CriuConnections::Close,
+            Connections::Keep => CriuConnections::Keep,
+        },
+        ghost_limit: preflight::GHOST_LIMIT,
+        external: subject.shared.iter().flat_map(|shared| shared.keys()).collect(),
+        ..DumpOptions::new(subject.tree.processes.first().map_or(0, |root| root.inner_pid))
+    };
+    let mut dump = worker.dump(given, &options).await.map_err(criu_failed)?;
+    dump.written().await.map_err(criu_failed)?;
+    watch.lap("dump");
+    // Now, while nothing changes.
+    let standing = match &subject.shared {
+        None => None,
+        Some(shared) => {
+            let shared = shared.clone();
+            let asked = spawn_blocking(move || shared.ask()).await.map_err(|_| FreezeError::Panic)?;
+            match asked {
+                Ok(standing) => Some(standing),
+                Err(source) => {
+                    dump.refuse().await.map_err(criu_failed)?;
+                    return Err(FreezeError::Shared { container: name, source });
+                }
+            }
+        }
+    };
+    Ok(Held { dump, images, standing })
+}
+
+async fn worker(
+    criu: Arc<Toolchain>,
+    subject: &Subject,
+    images: &DumpDir,
+) -> Result<(Worker, Given), FreezeError> {
+    let failed = |source: std::io::Error| FreezeError::Directory { path: subject.dir.clone(), source };
     let open = |name: &str| {
-        let path = job.dir.join(name);
+        let path = subject.dir.join(name);
         std::fs::create_dir_all(&path)?;
         Ok(rustix::fs::open(&path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
     };
-    let life = job.container.life();
+    let life = subject.container.life();
     let init = Pid::from_raw(life.init)
         .ok_or(rustix::io::Errno::SRCH)
         .and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()))
         .map_err(|e| failed(e.into()))?;
     let mut setup = Setup::new(open("work").map_err(failed)?).container(Arc::new(init));
     if !woodfrog_criu::can_override_resource_limits()
-        && let Some((uid, gid)) = job.tree.processes.first().map(|root| root.ids)
+        && let Some((uid, gid)) = subject.tree.processes.first().map(|root| root.ids)
     {
         setup = setup.real_ids(uid, gid);
     }
-    let images = DumpDir::new(&job.tree, job.dir.join("images")).map_err(failed)?;
     let given = setup.give(images.open().map_err(failed)?);
     let worker = Worker::spawn(criu, setup)
         .await
-        .map_err(|source| FreezeError::Worker { container: job.container.info.display(), source })?;
-    Ok((worker, given, images))
+        .map_err(|source| FreezeError::Worker { container: subject.container.info.display(), source })?;
+    Ok((worker, given))
 }
 
 /// The image under construction, on a thread of its own: first what must be read while the tasks are held, then the rest.
@@ -209,19 +245,20 @@ impl Build {
         let (captured, receiver) = oneshot::channel();
         let (go_on, wait) = oneshot::channel::<Progress>();
         let done = spawn_blocking(move || {
-            let name = job.container.info.display();
+            let Subject { container, shared, .. } = job.subject;
+            let name = container.info.display();
             let failed = |source| FreezeError::Build { container: name.clone(), source };
             let mut warnings = Vec::new();
-            let init = job.container.life().init;
+            let init = container.life().init;
             let mut builder = ImageBuilder::new(&job.store, job.base, job.record);
-            let files = capture(&mut builder, &job.container, &job.layers, init, &mut warnings);
+            let files = capture(&mut builder, &container, &job.layers, init, &mut warnings);
             let whole = files.is_ok();
             let _ = captured.send(files);
             // Neither word comes if the freeze is abandoned.
             let (true, Ok(progress)) = (whole, wait.blocking_recv()) else {
                 return Err(FreezeError::Abandoned { container: name.clone() });
             };
-            if let (Some(shared), Some(standing)) = (&job.shared, &standing) {
+            if let (Some(shared), Some(standing)) = (&shared, &standing) {
                 let shared = shared.convert(standing, images.path());
                 shared.map_err(|source| FreezeError::Shared { container: name.clone(), source })?;
             }

@@ -43,8 +43,16 @@ impl DumpDir {
             let path = format!("/proc/self/fd/{}", directory.as_raw_fd()).into();
             return Ok(Self { directory, path, room: Some(room) });
         }
-        std::fs::create_dir_all(&disk)?;
-        Ok(Self { directory: open(&disk)?, path: disk, room: None })
+        Self::on_disk(disk)
+    }
+
+    /// One on the disk, which is made.
+    ///
+    /// # Errors
+    /// The directory cannot be made.
+    pub fn on_disk(path: PathBuf) -> io::Result<Self> {
+        std::fs::create_dir_all(&path)?;
+        Ok(Self { directory: open(&path)?, path, room: None })
     }
 
     /// Its path in this process.

@@ -32,7 +32,7 @@ use woodfrog_protocol::agent::{
 };
 
 use super::container::{Container, Order, Phasing};
-use super::dump::{self, Dumped, Gate, Job};
+use super::dump::{self, Dumped, Gate, Job, Subject};
 use super::error::FreezeError;
 use super::hooks;
 use super::phases::Stopwatch;
@@ -293,26 +293,23 @@ async fn job(
     let (layers, source) = tokio::try_join!(engine.runtime.layers(id), engine.runtime.image(id))?;
     let base = BaseImage::new(&source.manifest, &source.config)
         .map_err(|source| FreezeError::Base { container: container.info.display(), source })?;
-    let record = record(engine, container, &tree, &source, request)
-        .map_err(|source| FreezeError::Directory { path: "/proc".into(), source })?;
-    let shared = shared(engine, container, &tree)?;
-    let job = Job {
-        container: container.clone(),
-        tree,
-        dir: dir.to_owned(),
-        store: store.clone(),
-        layers,
-        base,
-        record,
-        connections,
-        stay: connections == Connections::Keep,
-        shared,
+    let record = CheckpointRecord {
+        after_restore: request.after_restore.iter().map(hooks::recorded).collect(),
+        memory_mode: match request.memory() {
+            Memory::Copied => MemoryMode::Copied,
+            Memory::Shared => MemoryMode::Shared,
+        },
+        ..record(engine, container, &tree, &source)?
     };
+    let shared = shared(engine, container, &tree)?;
+    let subject = Subject { container: container.clone(), tree, dir: dir.to_owned(), connections, shared };
+    let stay = connections == Connections::Keep;
+    let job = Job { subject, store: store.clone(), layers, base, record, stay };
     Ok((job, source.reference))
 }
 
 /// What of the tree's memory is shared.
-fn shared(
+pub(super) fn shared(
     engine: &Engine,
     container: &Container,
     tree: &Tree,
@@ -326,21 +323,21 @@ fn shared(
 }
 
 /// What is known of a checkpoint before its dump.
-fn record(
+pub(super) fn record(
     engine: &Engine,
     container: &Container,
     tree: &Tree,
     source: &ImageSource,
-    request: &FreezeRequest,
-) -> io::Result<CheckpointRecord> {
+) -> Result<CheckpointRecord, FreezeError> {
     let life = container.life();
+    let failed = |source| FreezeError::Directory { path: "/proc".into(), source };
     let stdio = (0..=2).filter_map(|fd| {
         let target = std::fs::read_link(format!("/proc/{}/fd/{fd}", life.init)).ok()?;
         let key = target.to_str().filter(|t| t.starts_with("pipe:["))?.to_owned();
         Some(Stdio { fd, key })
     });
     let processes = tree.processes.iter();
-    let environment = restore_json::environment(life.init)?;
+    let environment = restore_json::environment(life.init).map_err(failed)?;
     Ok(CheckpointRecord {
         source: Source {
             container: container.info.name.clone(),
@@ -351,7 +348,7 @@ fn record(
         },
         created: whole_seconds(SystemTime::now()),
         generation: life.generation,
-        seccomp_filters: seccomp_filters(life.init)?,
+        seccomp_filters: seccomp_filters(life.init).map_err(failed)?,
         compatibility: engine.node.clone(),
         environment: environment.into_iter().map(|(name, value)| format!("{name}={value}")).collect(),
         stdio: stdio.collect(),
@@ -361,14 +358,11 @@ fn record(
             .iter()
             .map(|address| Listener { protocol: "tcp".into(), address: address.to_string() })
             .collect(),
-        after_restore: request.after_restore.iter().map(hooks::recorded).collect(),
-        pod_addresses: netns::addresses(life.init)?,
+        after_restore: Vec::new(),
+        pod_addresses: netns::addresses(life.init).map_err(failed)?,
         files: Vec::new(),
         memory: Vec::new(),
-        memory_mode: match request.memory() {
-            Memory::Copied => MemoryMode::Copied,
-            Memory::Shared => MemoryMode::Shared,
-        },
+        memory_mode: MemoryMode::Copied,
         volumes: Vec::new(),
     })
 }
@@ -394,7 +388,7 @@ async fn dump_together(
     let count = jobs.len();
     let mut holds = Vec::new();
     for job in &jobs {
-        holds.push(Hold::begin(&job.container).await?);
+        holds.push(Hold::begin(&job.subject.container).await?);
     }
     let (gate, opened) = watch::channel(Gate::Closed);
     let (arrived, mut arrivals) = mpsc::channel(count);
@@ -504,10 +498,10 @@ impl PushProgress for Push {
 }
 
 /// Marks a container as being frozen.
-struct Busy(Arc<Container>);
+pub(super) struct Busy(Arc<Container>);
 
 impl Busy {
-    fn begin(container: &Arc<Container>) -> Result<Self, FreezeError> {
+    pub(super) fn begin(container: &Arc<Container>) -> Result<Self, FreezeError> {
         let mut was = false;
         container.update(|life| was = std::mem::replace(&mut life.freezing, true));
         if was { Err(FreezeError::Busy(container.info.display())) } else { Ok(Self(container.clone())) }

@@ -18,7 +18,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 use woodfrog_protocol::agent::MemoryReport;
-use woodfrog_protocol::init::{Exiting, Hello, Reason, Start, State, Welcome, from_init, to_init};
+use woodfrog_protocol::init::{Exiting, Hello, Reason, Start, Started, State, Welcome, from_init, to_init};
 use woodfrog_protocol::paths;
 
 use super::container::{Container, Order, Phasing};
@@ -278,6 +278,18 @@ impl Keeper<'_> {
         }
     }
 
+    /// Its init has started the command.
+    pub(super) fn is_cold(&self, started: Started) {
+        self.container.update(|life| {
+            life.phasing = Phasing::Cold;
+            life.application = started.pid;
+            life.generation = 0;
+            if life.reason.is_empty() {
+                life.reason = started.reason;
+            }
+        });
+    }
+
     pub(super) async fn attend(
         &self,
         link: &mut Link,
@@ -286,14 +298,7 @@ impl Keeper<'_> {
         loop {
             tokio::select! {
                 said = link.next() => match said? {
-                    from_init::Kind::Started(started) => self.container.update(|life| {
-                        life.phasing = Phasing::Cold;
-                        life.application = started.pid;
-                        life.generation = 0;
-                        if life.reason.is_empty() {
-                            life.reason = started.reason;
-                        }
-                    }),
+                    from_init::Kind::Started(started) => self.is_cold(started),
                     from_init::Kind::Exiting(Exiting { code }) => {
                         self.container.note(format!("its application ended with exit code {code}"));
                         self.container.update(|life| life.phasing = Phasing::Exited);

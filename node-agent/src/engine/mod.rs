@@ -26,6 +26,7 @@ pub mod prepared;
 pub mod publish;
 pub mod restore_json;
 pub mod runtime;
+pub mod saves;
 mod sleep;
 pub(crate) mod sock_diag;
 pub mod standby;
@@ -58,6 +59,7 @@ use page_store::PageStore;
 use pager::PagerProgram;
 use publish::Publisher;
 use runtime::{Runtime, RuntimeError};
+use saves::Saves;
 use working_sets::WorkingSets;
 
 /// Where things lie; the defaults are those of [`paths`].
@@ -71,6 +73,8 @@ pub struct Dirs {
     pub scratch: PathBuf,
     /// Sockets of pagers that share memory.
     pub pagers: PathBuf,
+    /// States of applications that sleep, on a disk.
+    pub saves: Saves,
 }
 
 /// What this node can do.
@@ -150,6 +154,9 @@ impl Engine {
             info!(container = %info.display(), "taken over");
             self.keep(&token, info, checkpoint_image)?;
         }
+        if let Err(e) = self.tokens().and_then(|alive| self.dirs.saves.keep_only(&alive)) {
+            warn!("states of containers that are no more may be left: {e}");
+        }
         Ok(())
     }
 
@@ -215,6 +222,9 @@ impl Engine {
     pub fn removed(&self, id: &str) {
         self.lock().retain(|_, container| {
             let stays = container.info.id != id;
+            if !stays && container.standby.is_some() {
+                self.dirs.saves.forget(container);
+            }
             if !stays && let Err(e) = standing::forget(&self.standing(container)) {
                 warn!(container = %container.info.display(), "cannot remove the socket of its pager: {e}");
             }

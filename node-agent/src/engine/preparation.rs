@@ -108,7 +108,7 @@ pub(super) async fn sharing(
     prepared: &Arc<Prepared>,
 ) -> Result<Option<Sharing>, ThawError> {
     let asked = standby::memory(&container.dir).unwrap_or(prepared.record.memory_mode);
-    if asked != MemoryMode::Shared {
+    if asked != MemoryMode::Shared || prepared.saved {
         return Ok(None);
     }
     if engine.page_store.is_none() {

@@ -30,6 +30,8 @@ pub struct Prepared {
     merged: ImageDir,
     /// Digest of the image's manifest.
     pub digest: String,
+    /// The state that one container was in, and not what its image has: of no use to others.
+    pub saved: bool,
 }
 
 /// Why an image cannot be restored here.
@@ -87,7 +89,7 @@ impl Prepared {
         let images = Checkpoint::open(&merged, &[labels::RECORD_FILE, "volumes"])?;
         images.check_pages(&[&merged])?;
         let policy = policy::prepare(&images);
-        Ok(Self { record, images, policy, dirs, merged, digest })
+        Ok(Self { record, images, policy, dirs, merged, digest, saved: false })
     }
 
     /// The image directory for CRIU: the files of `scratch` in place of the image's own. It is attached nowhere.

@@ -21,15 +21,17 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::task::{block_in_place, spawn_blocking};
 use tracing::debug;
-use woodfrog_protocol::init::{Exiting, Hello, Reason, Start, State, from_init, to_init};
+use woodfrog_protocol::init::{Exiting, Hello, Reason, Start, Started, State, from_init, to_init};
 
 use super::container::{Container, Order, Phasing};
+use super::freeze::Busy;
 use super::freezer::Freezer;
 use super::keeper::Keeper;
 use super::link::{Link, LinkError};
 use super::preparation::{self, Preparation};
 use super::prepared::Prepared;
-use super::standby::{Rest, Standby};
+use super::saves::Saved;
+use super::standby::{OnIdle, Rest, Standby};
 use super::thaw::ThawError;
 use super::{images, netns};
 use crate::activator::{Gate, Listeners, idle};
@@ -48,6 +50,8 @@ struct Sleeper<'a> {
     keeper: &'a Keeper<'a>,
     link: Link,
     prepared: Arc<Prepared>,
+    /// What it was when it fell asleep, if that is kept.
+    saved: Option<Arc<Prepared>>,
     gate: Gate,
     /// None: it is dormant when it sleeps.
     freezer: Option<Arc<Freezer>>,
@@ -138,7 +142,9 @@ impl Keeper<'_> {
         }
         match bed {
             Ok(Bed { gate, freezer, .. }) if found != Found::New || self.is_thawed() => {
-                Sleeper { keeper: self, link, prepared, gate, freezer, standby }.live(found, orders).await
+                let saved = self.saved(&prepared, found).await;
+                let sleeper = Sleeper { keeper: self, link, prepared, saved, gate, freezer, standby };
+                sleeper.live(found, orders).await
             }
             bed => {
                 if let Err(why) = bed {
@@ -148,6 +154,16 @@ impl Keeper<'_> {
                 self.attend(&mut link, orders).await
             }
         }
+    }
+
+    /// What an earlier agent has saved of it.
+    async fn saved(&self, image: &Prepared, found: Found) -> Option<Arc<Prepared>> {
+        let saves = &self.engine.dirs.saves;
+        if found == Found::Asleep {
+            return saves.find(self.engine, self.container, image).await;
+        }
+        saves.forget(self.container);
+        None
     }
 
     fn is_thawed(&self) -> bool {
@@ -309,21 +325,32 @@ impl Sleeper<'_> {
 
     /// Thaws it. The inner error: it does not thaw.
     async fn thaw(&mut self) -> Result<Result<(), ThawError>, LinkError> {
-        let Self { keeper, link, prepared, gate, .. } = self;
+        let Self { keeper, link, prepared, saved, gate, .. } = self;
+        let saves = &keeper.engine.dirs.saves;
         for left in (0..TRIES).rev() {
-            let preparation = Preparation::of(keeper.engine, keeper.container, prepared.clone(), link.pid);
+            let from = saved.take().unwrap_or_else(|| prepared.clone());
+            let was_saved = from.saved;
+            let preparation = Preparation::of(keeper.engine, keeper.container, from, link.pid);
             let thawed = tokio::select! {
                 thawed = keeper.try_thaw(link, preparation) => thawed?,
                 broken = gate.hold() => match broken? {},
             };
+            if was_saved {
+                saves.forget(keeper.container);
+            }
             match thawed {
                 Ok(()) => return Ok(Ok(())),
                 Err(e) if left == 0 => return Ok(Err(e)),
                 Err(e) => {
-                    keeper.container.note(format!("it is thawed once more, for that failed: {e}"));
+                    let again =
+                        if was_saved { "it is thawed from its image" } else { "it is thawed once more" };
+                    keeper.container.note(format!("{again}, for that failed: {e}"));
                     let message = e.to_string();
                     link.send(to_init::Kind::Sleep(Reason { message }), None).await?;
-                    asleep(link).await?;
+                    if let Some(started) = asleep(link).await? {
+                        keeper.is_cold(started);
+                        return Ok(Err(e));
+                    }
                 }
             }
         }
@@ -365,20 +392,57 @@ impl Sleeper<'_> {
 
     /// Puts it to sleep. The inner error: why it is still awake.
     async fn fall_asleep(&mut self, reason: &str) -> Result<Result<(), String>, LinkError> {
-        let Self { keeper, link, freezer, .. } = self;
-        keeper.container.note(format!("falls asleep: {reason}"));
-        let Some(freezer) = freezer.clone() else {
-            link.send(to_init::Kind::Sleep(Reason { message: reason.into() }), None).await?;
-            asleep(link).await?;
-            return Ok(Ok(()));
+        self.keeper.container.note(format!("falls asleep: {reason}"));
+        match self.standby.rest {
+            Rest::Frozen => self.hold().await,
+            Rest::Dormant(OnIdle::Save) => self.save(reason).await,
+            Rest::Dormant(OnIdle::Discard) => self.end(reason).await.map(Ok),
+        }
+    }
+
+    /// Has its init end the application and wait for the next thaw.
+    async fn end(&mut self, reason: &str) -> Result<(), LinkError> {
+        self.link.send(to_init::Kind::Sleep(Reason { message: reason.into() }), None).await?;
+        asleep(&mut self.link).await.map(drop)
+    }
+
+    /// Dumps the application and ends it.
+    async fn save(&mut self, reason: &str) -> Result<Result<(), String>, LinkError> {
+        let Keeper { engine, container } = self.keeper;
+        let _busy = match Busy::begin(container) {
+            Ok(busy) => busy,
+            Err(e) => return Ok(Err(e.to_string())),
         };
-        let container = keeper.container.clone();
+        self.link.begin_dump().await?;
+        match engine.dirs.saves.save(engine, container, &self.prepared).await {
+            Ok(Saved { prepared, dump }) => {
+                container.note(format!(
+                    "{:.1} MB of memory are saved",
+                    prepared.record.memory_bytes() as f64 / 1e6
+                ));
+                self.saved = Some(prepared);
+                self.end(reason).await?;
+                // Whatever becomes of it: what it held is no more.
+                let _ = dump.ended().await;
+                Ok(Ok(()))
+            }
+            Err(e) => {
+                self.link.send(to_init::Kind::EndDump(Default::default()), None).await?;
+                Ok(Err(format!("it cannot be saved: {e}")))
+            }
+        }
+    }
+
+    /// Holds the application with the cgroup freezer.
+    async fn hold(&mut self) -> Result<Result<(), String>, LinkError> {
+        let Some(freezer) = self.freezer.clone() else { return Ok(Err("it has no cgroup freezer".into())) };
         let held =
             spawn_blocking(move || freezer.hold().map(|()| freezer)).await.map_err(io::Error::other)?;
         let freezer = match held {
             Ok(freezer) => freezer,
             Err(e) => return Ok(Err(format!("it cannot be frozen: {e}"))),
         };
+        let container = self.keeper.container.clone();
         // It sleeps already; what the kernel can take back is a gain.
         drop(spawn_blocking(move || match freezer.reclaim() {
             Ok(bytes) => container.note(format!("{:.1} MB of its memory are given back", bytes as f64 / 1e6)),
@@ -432,10 +496,16 @@ async fn quiet(
     }
 }
 
-async fn asleep(link: &mut Link) -> Result<(), LinkError> {
+/// Waits until an init that was told to sleep does. Some: it has started the command meanwhile.
+async fn asleep(link: &mut Link) -> Result<Option<Started>, LinkError> {
     let heard = async {
-        while !matches!(link.next().await?, from_init::Kind::Asleep(_)) {}
-        Ok(())
+        loop {
+            match link.next().await? {
+                from_init::Kind::Asleep(_) => return Ok(None),
+                from_init::Kind::Started(started) => return Ok(Some(started)),
+                _ => {}
+            }
+        }
     };
     tokio::time::timeout(ASLEEP_WITHIN, heard).await.unwrap_or(Err(LinkError::Silent("Sleep")))
 }

@@ -247,6 +247,10 @@ fn a_pager_that_ends_before_the_thaw_is_done_leads_to_a_cold_start() {
     let mut test = Test::leased();
     assert_eq!(test.machine.memory_lost(test.now), Continue(()));
     assert_eq!(test.machine.worker_ended(test.now), Continue(()));
+    assert_eq!(test.machine.world.starts, 0, "the agent may want another thaw");
+    let verdict = test.machine.deadline().unwrap();
+    assert!(verdict <= test.now + VERDICT_GRACE);
+    assert_eq!(test.machine.time(verdict), Continue(()));
     assert_eq!(test.machine.world.starts, 1);
 }
 
