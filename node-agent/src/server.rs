@@ -11,6 +11,7 @@ use tracing::{debug, warn};
 use woodfrog_protocol::agent::{Containers, Empty, Error, Log, Request, Response, request, response};
 use woodfrog_protocol::frame;
 
+use crate::engine::wake::WakeReason;
 use crate::engine::{Engine, EngineError};
 
 /// Binds `path`, for root only, in place of what an earlier agent left there.
@@ -114,7 +115,7 @@ async fn answer(
             engine.find(&name.container).map(|c| response::Kind::Log(Log { lines: c.log() }))
         }
         Some(request::Kind::Wake(wake)) => {
-            engine.wake(&wake.container, &wake.reason).await.map(response::Kind::Started)
+            engine.wake(&wake.container, WakeReason::of(&wake)).await.map(response::Kind::Started)
         }
         None => Err(EngineError::Unknown),
     };

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use serde_json::json;
-use woodfrog_protocol::agent::{Outcome, Wake, request, response};
+use woodfrog_protocol::agent::{Outcome, Wake, WokenBy, request, response};
 
 use crate::args::Format;
 use crate::client;
@@ -15,7 +15,7 @@ use crate::output;
 /// Wakes a container; nothing happens to one that is awake.
 pub(crate) fn run(socket: &Path, format: Format, container: String) -> Result<ExitCode, Failure> {
     let began = Instant::now();
-    let wake = Wake { container: container.clone(), reason: "the command `woodfrog wake`".into() };
+    let wake = Wake { container: container.clone(), by: WokenBy::Command.into(), ..Wake::default() };
     let response::Kind::Started(started) = client::ask(socket, request::Kind::Wake(wake))? else {
         return client::unexpected(socket);
     };

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use woodfrog_protocol::agent::{
-    ContainerCreated, ContainerId, Request, Response, Started, Token, Wake, request, response,
+    ContainerCreated, ContainerId, Request, Response, Started, Token, Wake, WokenBy, request, response,
 };
 use woodfrog_protocol::frame::{self, Decoder, FrameError};
 
@@ -66,7 +66,8 @@ impl Agent {
     /// Wakes a container; returns when it is awake.
     pub(crate) async fn wake(&self, container_id: &str, reason: &str) -> Result<(), AgentError> {
         let (container, reason) = (container_id.to_owned(), reason.to_owned());
-        match self.ask(request::Kind::Wake(Wake { container, reason }), deadlines::START).await? {
+        let wake = Wake { container, reason, by: WokenBy::Visit.into() };
+        match self.ask(request::Kind::Wake(wake), deadlines::START).await? {
             response::Kind::Started(_) => Ok(()),
             _ => Err(AgentError::Unexpected),
         }

@@ -141,9 +141,22 @@ pub struct Wake {
     /// See [`ContainerName::container`].
     #[prost(string, tag = "1")]
     pub container: String,
-    /// Who asks, for the log: a few words.
+    /// What for, in a few words.
     #[prost(string, tag = "2")]
     pub reason: String,
+    /// Who asks.
+    #[prost(enumeration = "WokenBy", tag = "3")]
+    pub by: i32,
+}
+
+/// Who asks for a wake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Enumeration)]
+#[repr(i32)]
+pub enum WokenBy {
+    /// The shim, before it runs a person's command in the container.
+    Visit = 0,
+    /// The command `woodfrog wake`.
+    Command = 1,
 }
 
 /// Freeze containers together, each into an image of its own.

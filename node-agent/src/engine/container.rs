@@ -2,16 +2,17 @@
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tracing::info;
 use woodfrog_protocol::agent::{LogLine, MemoryReport, Outcome, Phase};
 use woodfrog_protocol::paths;
 
 use super::runtime::ContainerInfo;
 use super::standby::{self, Standby};
+use super::wake::{Change, Failure, Wake, WakeReason, Wakes, What};
 
 /// How many log lines are kept for a container.
 const LOG_LINES: usize = 200;
@@ -90,8 +91,8 @@ pub struct Life {
     pub thaw_phases: Vec<Phase>,
     /// When its thaw began and ended, microseconds of CLOCK_MONOTONIC.
     pub thaw_us: (u64, u64),
-    /// How often it woke.
-    pub wakes: u64,
+    /// How it woke, each time.
+    pub wakes: Wakes,
 }
 
 impl Life {
@@ -116,7 +117,7 @@ pub enum Order {
     /// Kill the application; the init exits with 0.
     Stop,
     /// Wake it, for this reason; an order of no effect if it is awake.
-    Wake(String),
+    Wake(WakeReason),
     /// kubelet is about to stop the container.
     Stopping,
 }
@@ -137,15 +138,17 @@ pub struct Container {
     life: watch::Sender<Life>,
     log: Mutex<VecDeque<LogLine>>,
     orders: mpsc::Sender<Order>,
+    changes: broadcast::Sender<Change>,
 }
 
 impl Container {
-    /// A container whose init has not been heard of, and the receiving end of its orders.
+    /// A container whose init has not been heard of, and the receiving end of its orders. What changes is told to `changes`.
     pub fn new(
         containers_dir: &Path,
         token: &str,
         info: ContainerInfo,
         checkpoint_image: bool,
+        changes: broadcast::Sender<Change>,
     ) -> (Self, mpsc::Receiver<Order>) {
         let (orders, receiver) = mpsc::channel(4);
         let life = Life {
@@ -161,7 +164,7 @@ impl Container {
             memory: None,
             thaw_phases: Vec::new(),
             thaw_us: (0, 0),
-            wakes: 0,
+            wakes: Wakes::default(),
         };
         let dir = containers_dir.join(token);
         let standby = standby::read(&dir);
@@ -174,6 +177,7 @@ impl Container {
             life: watch::Sender::new(life),
             log: Mutex::default(),
             orders,
+            changes,
         };
         if let Err(e) = standby {
             container.note(format!("it stays awake: {e}"));
@@ -194,7 +198,34 @@ impl Container {
 
     /// Changes what is known of it.
     pub fn update(&self, change: impl FnOnce(&mut Life)) {
-        self.life.send_modify(change);
+        let (mut from, mut to) = (Phasing::Created, Phasing::Created);
+        self.life.send_modify(|life| {
+            from = life.phasing;
+            change(life);
+            to = life.phasing;
+        });
+        if from != to {
+            self.tell(What::Phasing { from, to });
+        }
+    }
+
+    /// It was woken.
+    pub(super) fn woke(&self, wake: Wake) {
+        self.note(format!("awake {:.1} ms after {}", wake.duration.as_secs_f64() * 1e3, wake.reason));
+        let wake = Arc::new(wake);
+        self.update(|life| life.wakes.add(wake.clone()));
+        self.tell(What::Woke(wake));
+    }
+
+    /// A thaw of it has failed.
+    pub(super) fn thaw_failed(&self, failure: Failure) {
+        self.update(|life| life.wakes.fail(failure.clone()));
+        self.tell(What::ThawFailed(failure));
+    }
+
+    /// Tells those who listen, if anybody does.
+    pub(super) fn tell(&self, what: What) {
+        let _ = self.changes.send(Change { token: self.token.clone(), what });
     }
 
     /// Waits until it is known how the container came to life.
@@ -206,10 +237,10 @@ impl Container {
     ///
     /// # Errors
     /// It sleeps and has no connection to its init.
-    pub async fn wake(&self, reason: &str) -> Result<Life, String> {
+    pub async fn wake(&self, reason: WakeReason) -> Result<Life, String> {
         use Phasing::{Created, Dormant, Frozen, Waiting};
         if matches!(self.life().phasing, Created | Waiting | Dormant | Frozen) {
-            self.order(Order::Wake(reason.into()))?;
+            self.order(Order::Wake(reason))?;
         }
         Ok(self.when(|life| life.outcome().is_some_and(|outcome| outcome != Outcome::Dormant)).await)
     }

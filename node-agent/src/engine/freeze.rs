@@ -40,6 +40,7 @@ use super::publish::Destination;
 use super::runtime::ImageSource;
 use super::tree::{self, Tree};
 use super::unshare::SharedTree;
+use super::wake::WakeReason;
 use super::{Engine, netns, preflight, restore_json, volumes};
 
 /// How long what stands against a freeze may take to pass by itself, by the finding's category.
@@ -108,7 +109,7 @@ pub async fn freeze(
     let _busy = containers.iter().map(Busy::begin).collect::<Result<Vec<_>, _>>()?;
     for container in containers.iter().filter(|container| container.life().phasing == Phasing::Frozen) {
         let failed = |message| FreezeError::Init { container: container.info.display(), message };
-        container.wake("a freeze").await.map_err(failed)?;
+        container.wake(WakeReason::Freeze).await.map_err(failed)?;
     }
     let trees = patient_preflight(containers, connections).await?;
     let work = tempfile::tempdir_in(&engine.dirs.freezes)

@@ -36,13 +36,14 @@ pub mod tree;
 pub mod unix;
 pub mod unshare;
 pub mod volumes;
+pub mod wake;
 pub mod working_sets;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast, mpsc};
 use tracing::{info, warn};
 use woodfrog_criu::Toolchain;
 use woodfrog_image::Compatibility;
@@ -60,6 +61,7 @@ use pager::PagerProgram;
 use publish::Publisher;
 use runtime::{Runtime, RuntimeError};
 use saves::Saves;
+use wake::{Change, WakeReason, What};
 use working_sets::WorkingSets;
 
 /// Where things lie; the defaults are those of [`paths`].
@@ -109,6 +111,7 @@ pub struct Engine {
     pub node: Compatibility,
     dirs: Dirs,
     containers: Mutex<BTreeMap<String, Arc<Container>>>,
+    changes: broadcast::Sender<Change>,
 }
 
 impl Engine {
@@ -134,6 +137,7 @@ impl Engine {
             node,
             dirs,
             containers,
+            changes: broadcast::Sender::new(wake::CHANGES),
         })
     }
 
@@ -178,7 +182,8 @@ impl Engine {
         info: runtime::ContainerInfo,
         checkpoint_image: bool,
     ) -> Result<(), EngineError> {
-        let (container, orders) = Container::new(&self.dirs.containers, token, info, checkpoint_image);
+        let (container, orders) =
+            Container::new(&self.dirs.containers, token, info, checkpoint_image, self.changes.clone());
         let container = Arc::new(container);
         // Left by an earlier agent's thaw.
         let shares_memory = self.standing(&container).exists();
@@ -195,7 +200,7 @@ impl Engine {
     /// # Errors
     /// No such container.
     pub async fn await_start(&self, token: &str) -> Result<Started, EngineError> {
-        let container = self.lock().get(token).cloned().ok_or_else(|| EngineError::Token(token.into()))?;
+        let container = self.by_token(token).ok_or_else(|| EngineError::Token(token.into()))?;
         let life = container.started().await;
         Ok(Started { outcome: life.outcome().unwrap_or(Outcome::Unknown).into(), reason: life.reason })
     }
@@ -204,7 +209,7 @@ impl Engine {
     ///
     /// # Errors
     /// No such container, or no connection to its init.
-    pub async fn wake(&self, name: &str, reason: &str) -> Result<Started, EngineError> {
+    pub async fn wake(&self, name: &str, reason: WakeReason) -> Result<Started, EngineError> {
         let life = self.find(name)?.wake(reason).await.map_err(EngineError::NoConnection)?;
         Ok(Started { outcome: life.outcome().unwrap_or(Outcome::Unknown).into(), reason: life.reason })
     }
@@ -222,14 +227,22 @@ impl Engine {
     pub fn removed(&self, id: &str) {
         self.lock().retain(|_, container| {
             let stays = container.info.id != id;
-            if !stays && container.standby.is_some() {
-                self.dirs.saves.forget(container);
-            }
-            if !stays && let Err(e) = standing::forget(&self.standing(container)) {
-                warn!(container = %container.info.display(), "cannot remove the socket of its pager: {e}");
+            if !stays {
+                self.forget(container);
             }
             stays
         });
+    }
+
+    /// Leaves nothing of a container that is no more.
+    fn forget(&self, container: &Container) {
+        if container.standby.is_some() {
+            self.dirs.saves.forget(container);
+        }
+        if let Err(e) = standing::forget(&self.standing(container)) {
+            warn!(container = %container.info.display(), "cannot remove the socket of its pager: {e}");
+        }
+        container.tell(What::Removed);
     }
 
     /// Where the pager of a container that shares memory is asked how things stand.
@@ -309,6 +322,16 @@ impl Engine {
             .collect()
     }
 
+    /// The container with this control directory.
+    pub fn by_token(&self, token: &str) -> Option<Arc<Container>> {
+        self.lock().get(token).cloned()
+    }
+
+    /// What changes with the containers from now on.
+    pub fn changes(&self) -> broadcast::Receiver<Change> {
+        self.changes.subscribe()
+    }
+
     fn by_id(&self, id: &str) -> Option<Arc<Container>> {
         self.lock().values().find(|c| c.info.id == id).cloned()
     }
@@ -350,7 +373,7 @@ fn listed(container: &Container) -> Listed {
         memory_pending: life.memory_pending,
         shares_memory: life.shares_memory,
         memory: life.memory,
-        wakes: life.wakes,
+        wakes: life.wakes.count,
     }
 }
 

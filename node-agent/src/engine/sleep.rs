@@ -33,6 +33,7 @@ use super::prepared::Prepared;
 use super::saves::Saved;
 use super::standby::{OnIdle, Rest, Standby};
 use super::thaw::ThawError;
+use super::wake::{WakeOutcome, WakeReason, Waking};
 use super::{images, netns};
 use crate::activator::{Gate, Listeners, idle};
 
@@ -72,8 +73,8 @@ enum Found {
 enum End {
     /// It is awake and does not fall asleep again.
     StaysAwake,
-    /// It could not be thawed.
-    Cold,
+    /// It could not be thawed, and its command is started instead.
+    Cold(Waking),
     /// The container is no more.
     Ended,
 }
@@ -116,6 +117,7 @@ impl Keeper<'_> {
                 self.clear_rules(link.pid).await;
                 self.welcome(&link, hello, Start::Thaw).await?;
                 if !thawed {
+                    self.container.thaw_failed((&e).into());
                     self.start_cold(&link, &e).await?;
                 }
                 return self.attend(&mut link, orders).await;
@@ -209,26 +211,30 @@ impl Keeper<'_> {
 impl Sleeper<'_> {
     async fn live(mut self, found: Found, orders: &mut mpsc::Receiver<Order>) -> Result<(), LinkError> {
         let end = self.sleep_and_wake(found, orders).await;
-        let cold = matches!(end, Ok(End::Cold));
-        let Self { keeper, mut link, mut gate, prepared, freezer, .. } = self;
+        let Self { keeper, mut link, gate, prepared, freezer, .. } = self;
         // Whatever happened, what is held could not even end.
         let released = freezer.map_or(Ok(()), |freezer| freezer.release());
         if let (Err(e), Ok(End::StaysAwake)) = (released, &end) {
             keeper.container.note(format!("the cgroup freezer does not release it: {e}"));
         }
         let init = link.pid;
-        let remove = async {
-            if cold {
+        let remove = async |mut gate: Gate, cold: Option<Waking>| {
+            if let Some(waking) = cold {
                 until_it_listens(&mut gate, init, &Listeners::of(&prepared.images)).await?;
+                gate.release()?;
+                keeper.container.woke(waking.over(WakeOutcome::Cold, Vec::new()));
             }
             gate.remove().await.map_err(io::Error::other)
         };
         let (removed, ended) = match end {
-            Ok(End::StaysAwake | End::Cold) => tokio::join!(remove, keeper.attend(&mut link, orders)),
+            Ok(End::StaysAwake) => tokio::join!(remove(gate, None), keeper.attend(&mut link, orders)),
+            Ok(End::Cold(waking)) => {
+                tokio::join!(remove(gate, Some(waking)), keeper.attend(&mut link, orders))
+            }
             // One that is still there connects again, and finds its rules.
             Err(e) if Path::new(&format!("/proc/{init}")).exists() => (Ok(()), Err(e)),
-            Ok(End::Ended) => (remove.await, Ok(())),
-            Err(e) => (remove.await, Err(e)),
+            Ok(End::Ended) => (remove(gate, None).await, Ok(())),
+            Err(e) => (remove(gate, None).await, Err(e)),
         };
         if let Err(e) = removed {
             keeper.container.note(format!("its rules are left: {e}"));
@@ -249,9 +255,10 @@ impl Sleeper<'_> {
         loop {
             if asleep {
                 let Some(reason) = self.sleep(orders).await? else { return Ok(End::Ended) };
-                if let Err(e) = self.wake(&reason).await? {
+                let waking = Waking::begin(reason);
+                if let Err(e) = self.wake(&waking).await? {
                     self.keeper.start_cold(&self.link, &e).await?;
-                    return Ok(End::Cold);
+                    return Ok(End::Cold(waking));
                 }
                 patience = self.patience();
             }
@@ -268,8 +275,8 @@ impl Sleeper<'_> {
         Some((self.standby.idle_timeout?, self.standby.min_awake))
     }
 
-    /// Waits for something to wake it for: a few words. None: it has ended.
-    async fn sleep(&mut self, orders: &mut mpsc::Receiver<Order>) -> Result<Option<String>, LinkError> {
+    /// Waits for a reason to wake it. None: it has ended.
+    async fn sleep(&mut self, orders: &mut mpsc::Receiver<Order>) -> Result<Option<WakeReason>, LinkError> {
         let container = self.keeper.container;
         container.update(|life| match self.freezer {
             None => (life.phasing, life.application) = (Phasing::Dormant, 0),
@@ -279,13 +286,13 @@ impl Sleeper<'_> {
             tokio::select! {
                 knock = self.gate.knock() => {
                     let knock = knock?;
-                    return Ok(Some(format!("a packet from {} to port {}", knock.from, knock.to.port())));
+                    return Ok(Some(WakeReason::Packet { from: knock.from, port: knock.to.port() }));
                 }
                 order = orders.recv() => match order {
                     None => return Ok(None),
                     Some(Order::Wake(reason)) => return Ok(Some(reason)),
                     // It is told by a signal, which only one that runs hears.
-                    Some(Order::Stopping) if self.freezer.is_some() => return Ok(Some("kubelet stops it".into())),
+                    Some(Order::Stopping) if self.freezer.is_some() => return Ok(Some(WakeReason::Stop)),
                     Some(Order::Stopping) => {}
                     Some(Order::Stop) => {
                         self.link.send(to_init::Kind::Stop(Exiting { code: 0 }), None).await?;
@@ -302,24 +309,21 @@ impl Sleeper<'_> {
     }
 
     /// Wakes it and lets in who waits. The inner error: it does not thaw.
-    async fn wake(&mut self, reason: &str) -> Result<Result<(), ThawError>, LinkError> {
-        let began = Instant::now();
-        match &self.freezer {
-            Some(freezer) => freezer.release()?,
-            None => {
-                if let Err(e) = self.thaw().await? {
-                    return Ok(Err(e));
-                }
-            }
-        }
-        self.gate.release()?;
-        let ms = began.elapsed().as_secs_f64() * 1e3;
+    async fn wake(&mut self, waking: &Waking) -> Result<Result<(), ThawError>, LinkError> {
         let container = self.keeper.container;
-        container.note(format!("awake {ms:.1} ms after {reason}"));
-        container.update(|life| {
-            life.phasing = Phasing::Thawed;
-            life.wakes += 1;
-        });
+        let (outcome, phases) = match &self.freezer {
+            Some(freezer) => {
+                freezer.release()?;
+                container.update(|life| life.phasing = Phasing::Thawed);
+                (WakeOutcome::Released, Vec::new())
+            }
+            None => match self.thaw().await? {
+                Ok(()) => (WakeOutcome::Thawed, container.life().thaw_phases),
+                Err(e) => return Ok(Err(e)),
+            },
+        };
+        self.gate.release()?;
+        container.woke(waking.over(outcome, phases));
         Ok(Ok(()))
     }
 

@@ -127,6 +127,23 @@ pub enum ThawError {
 }
 
 impl ThawError {
+    /// One of a bounded set of words, for metrics and Events.
+    pub fn category(&self) -> &'static str {
+        match self {
+            Self::Prepare(PrepareError::Incompatible(_)) => "incompatible",
+            Self::Prepare(_) => "image",
+            Self::Runtime(_) => "runtime",
+            Self::Policy(_) => "policy",
+            Self::Seccomp { .. } => "seccomp",
+            Self::Target(_) | Self::Io { .. } => "container",
+            Self::Criu(e) => e.category(),
+            Self::Worker(_) => "criu-unavailable",
+            Self::Lease(_) | Self::Link(_) => "init",
+            Self::Volume(_) => "volume",
+            Self::Panic(_) => "internal",
+        }
+    }
+
     /// More, a line each: every violation, CRIU's own lines.
     pub fn details(&self) -> Vec<String> {
         match self {
@@ -154,6 +171,16 @@ pub async fn is_checkpoint(runtime: &dyn Runtime, id: &str) -> bool {
 /// # Errors
 /// Nothing of the tree is left; the init is to start the command.
 pub async fn thaw(
+    engine: &Arc<Engine>,
+    container: &Arc<Container>,
+    link: &mut Link,
+    preparation: Preparation,
+) -> Result<Thawed, ThawError> {
+    let thawed = attempt(engine, container, link, preparation).await;
+    thawed.inspect_err(|e| container.thaw_failed(e.into()))
+}
+
+async fn attempt(
     engine: &Arc<Engine>,
     container: &Arc<Container>,
     link: &mut Link,
