@@ -376,8 +376,8 @@ impl Pager {
 
     /// Fills in a piece of the memory of some process; none if there is none to be filled in now.
     fn fill(&mut self) -> Result<Option<Served>, PagerError> {
-        if matches!(self.criu, Criu::Awaited(_)) || self.is_recording() {
-            return Ok(self.recording.map(|_| Served::Later));
+        if matches!(self.criu, Criu::Awaited(_)) {
+            return Ok(None);
         }
         // What is shared cannot be mapped before CRIU has finished; to try would only be in its way.
         if self.sharing.is_some() && !matches!(self.criu, Criu::Finished) {
@@ -396,6 +396,9 @@ impl Pager {
         if first.is_some() || !matches!(self.criu, Criu::Finished) {
             return Ok(first);
         }
+        if self.is_recording() {
+            return Ok(Some(Served::Later));
+        }
         // In turn.
         self.processes.rotate_left(usize::from(self.processes.len() > 1));
         let Some(memory) = self.processes.iter_mut().find(|memory| memory.pending.bytes() > 0) else {
@@ -406,9 +409,6 @@ impl Pager {
 
     /// Whether the processes are still let ask.
     fn is_recording(&mut self) -> bool {
-        if self.plan.record && !matches!(self.criu, Criu::Finished) {
-            return true;
-        }
         let Some(began) = self.recording else { return false };
         let quiet = self.last_fault.map_or(began, |fault| fault.max(began)).elapsed() > QUIET;
         if quiet || began.elapsed() > RECORDING {

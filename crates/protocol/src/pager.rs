@@ -170,6 +170,9 @@ pub struct WorkingSet {
     /// A process each.
     #[prost(message, repeated, tag = "1")]
     pub processes: Vec<Wanted>,
+    /// How many thaws it was recorded in.
+    #[prost(uint32, tag = "2")]
+    pub runs: u32,
 }
 
 /// Addresses that a process wanted.

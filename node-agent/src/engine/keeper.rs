@@ -128,7 +128,7 @@ async fn follow(engine: Arc<Engine>, container: Weak<Container>, digest: String,
         }
     }
     if !report.wanted.is_empty()
-        && let Err(e) = engine.working_sets.put(&digest, report.wanted)
+        && let Err(e) = engine.working_sets.add(&digest, report.wanted)
     {
         warn!("cannot keep the working set of {digest}: {e}");
     }

@@ -22,14 +22,14 @@ use tokio::task::spawn_blocking;
 use tracing::warn;
 use woodfrog_criu::images::messages::memory::{Pagemap, Vma, status};
 use woodfrog_criu::images::{Checkpoint, PAGE_SIZE};
-use woodfrog_protocol::pager::{Plan, Process, Report, Run, Span, Wanted};
+use woodfrog_protocol::pager::{Plan, Process, Report, Run, Span, WorkingSet};
 use woodfrog_sys::process::{Child, Place, Program, Waiting};
 use woodfrog_sys::userfault;
 
 use super::page_store::Stored;
 use super::prepared::Prepared;
 use super::thaw::{ThawError, failed};
-use super::{cgroups, standing};
+use super::{cgroups, standing, working_sets};
 
 /// Where CRIU looks for it, in its work directory.
 const SOCKET: &str = "lazy-pages.socket";
@@ -126,7 +126,7 @@ struct Running {
 
 impl Pager {
     /// Starts a pager in a place with the container's cgroups; `work` is to be CRIU's work directory. What is `wanted` first is
-    /// brought first; if that is not known, the pager finds it out. None if the image has nothing that can come later.
+    /// brought first; if that is not known well, the pager finds out more. None if the image has nothing that can come later.
     ///
     /// # Errors
     /// The process cannot be started.
@@ -134,7 +134,7 @@ impl Pager {
         program: Arc<PagerProgram>,
         place: Waiting,
         prepared: Arc<Prepared>,
-        wanted: Option<Vec<Wanted>>,
+        wanted: WorkingSet,
         sharing: Option<Sharing>,
         work: PathBuf,
     ) -> Result<Option<Self>, ThawError> {
@@ -245,9 +245,8 @@ fn start(
 
 /// What of each process's memory CRIU leaves to a page server: the runs that the dump marked as such. What can be shared is, if that is
 /// asked for.
-pub(super) fn plan(images: &Checkpoint, wanted: Option<Vec<Wanted>>, share: bool) -> Plan {
-    let mut plan = Plan { processes: Vec::new(), record: wanted.is_none() };
-    let wanted = wanted.unwrap_or_default();
+pub(super) fn plan(images: &Checkpoint, wanted: WorkingSet, share: bool) -> Plan {
+    let mut plan = Plan { processes: Vec::new(), record: wanted.runs < working_sets::RUNS };
     for task in &images.tasks {
         let Some(body) = &task.body else { continue };
         let shared: Vec<Span> = if share { body.sharable().map(span).collect() } else { Vec::new() };
@@ -261,7 +260,7 @@ pub(super) fn plan(images: &Checkpoint, wanted: Option<Vec<Wanted>>, share: bool
             offset += length;
         }
         let Ok(pid) = i32::try_from(task.pid()) else { continue };
-        let first = wanted.iter().find(|wanted| wanted.pid == pid);
+        let first = wanted.processes.iter().find(|wanted| wanted.pid == pid);
         let first = first.map(|wanted| wanted.spans.clone()).unwrap_or_default();
         let is_anonymous = |vma: &&Vma| vma.status & status::ANON_PRIVATE != 0;
         let anonymous = body.mm.vmas.iter().filter(is_anonymous).map(span);

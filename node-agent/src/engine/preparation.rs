@@ -11,6 +11,7 @@ use tokio::task::spawn_blocking;
 use tokio_util::task::AbortOnDropHandle;
 use woodfrog_criu::Seat;
 use woodfrog_image::MemoryMode;
+use woodfrog_protocol::pager::WorkingSet;
 use woodfrog_sys::process::{Place, Waiting};
 
 use super::container::Container;
@@ -120,7 +121,7 @@ pub(super) async fn sharing(
     let (engine, container, prepared) = (engine.clone(), container.clone(), prepared.clone());
     let stored = spawn_blocking(move || {
         let store = engine.page_store.as_ref()?;
-        let processes = pager::plan(&prepared.images, None, true).processes;
+        let processes = pager::plan(&prepared.images, WorkingSet::default(), true).processes;
         if processes.iter().all(|process| process.shared.is_empty()) {
             return None;
         }

@@ -1,4 +1,4 @@
-//! Which memory the processes of an image want first, as their first thaw on this node has shown.
+//! Which memory the processes of an image want first, as their first thaws on this node have shown.
 //!
 //! Addresses are those of one capture, so a set belongs to the digest of an image. A set that is missing or of no use costs time,
 //! never a wrong byte: it only says in which order pages are brought.
@@ -13,6 +13,8 @@ use woodfrog_protocol::pager::{Wanted, WorkingSet};
 
 /// The most that is read of one.
 const MAX_BYTES: u64 = 16 << 20;
+/// How many thaws a set is recorded in: each may be asked for something else.
+pub const RUNS: u32 = 3;
 /// How many are kept; the ones that were used longest ago go.
 const MAX_SETS: usize = 256;
 
@@ -32,24 +34,28 @@ impl WorkingSets {
         Ok(Self { dir })
     }
 
-    /// What the processes of the image with this digest want first; none if that is not known.
-    pub fn get(&self, digest: &str) -> Option<Vec<Wanted>> {
-        let mut bytes = Vec::new();
-        let file = File::open(self.path(digest)?).ok()?;
-        // When it was last of use.
-        let _ = file.set_modified(SystemTime::now());
-        file.take(MAX_BYTES).read_to_end(&mut bytes).ok()?;
-        Some(WorkingSet::decode(&*bytes).ok()?.processes)
+    /// What the processes of the image with this digest want first; nothing if that is not known.
+    pub fn get(&self, digest: &str) -> WorkingSet {
+        self.path(digest).and_then(|path| read(&path)).unwrap_or_default()
     }
 
-    /// Keeps what the processes of an image wanted first.
+    /// Adds what the processes of an image wanted first in another thaw.
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn put(&self, digest: &str, processes: Vec<Wanted>) -> io::Result<()> {
+    pub fn add(&self, digest: &str, wanted: Vec<Wanted>) -> io::Result<()> {
         let Some(path) = self.path(digest) else { return Ok(()) };
+        let mut set = self.get(digest);
+        set.runs += 1;
+        for more in wanted {
+            match set.processes.iter_mut().find(|known| known.pid == more.pid) {
+                // It was not asked for what it was given before.
+                Some(known) => known.spans.extend(more.spans),
+                None => set.processes.push(more),
+            }
+        }
         let file = tempfile::NamedTempFile::new_in(&self.dir)?;
-        fs::write(file.path(), WorkingSet { processes }.encode_to_vec())?;
+        fs::write(file.path(), set.encode_to_vec())?;
         file.persist(path).map_err(|e| e.error)?;
         self.forget_old()
     }
@@ -72,6 +78,15 @@ impl WorkingSets {
     }
 }
 
+fn read(path: &Path) -> Option<WorkingSet> {
+    let mut bytes = Vec::new();
+    let file = File::open(path).ok()?;
+    // When it was last of use.
+    let _ = file.set_modified(SystemTime::now());
+    file.take(MAX_BYTES).read_to_end(&mut bytes).ok()?;
+    WorkingSet::decode(&*bytes).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use woodfrog_protocol::pager::Span;
@@ -83,21 +98,24 @@ mod tests {
     }
 
     #[test]
-    fn a_set_is_found_again_by_the_digest_of_its_image() {
+    fn a_set_grows_with_each_thaw_and_is_found_again_by_the_digest_of_its_image() {
         let dir = tempfile::tempdir().unwrap();
         let sets = WorkingSets::open(dir.path().join("sets")).unwrap();
-        assert_eq!(sets.get(&digest(1)), None);
-        let wanted = vec![Wanted { pid: 300, spans: vec![Span { start: 4096, length: 8192 }] }];
-        sets.put(&digest(1), wanted.clone()).unwrap();
-        assert_eq!(sets.get(&digest(1)), Some(wanted));
-        assert_eq!(sets.get(&digest(2)), None);
+        assert_eq!(sets.get(&digest(1)), WorkingSet::default());
+        let wanted = |pid, start| Wanted { pid, spans: vec![Span { start, length: 8192 }] };
+        sets.add(&digest(1), vec![wanted(300, 4096)]).unwrap();
+        sets.add(&digest(1), vec![wanted(300, 65536), wanted(301, 4096)]).unwrap();
+        let WorkingSet { processes, runs } = sets.get(&digest(1));
+        assert_eq!((runs, processes[0].spans.len()), (2, 2));
+        assert_eq!((processes[0].spans[1].start, processes[1].pid), (65536, 301));
+        assert_eq!(sets.get(&digest(2)), WorkingSet::default());
     }
 
     #[test]
     fn a_digest_cannot_leave_the_directory() {
         let dir = tempfile::tempdir().unwrap();
         let sets = WorkingSets::open(dir.path().join("sets")).unwrap();
-        sets.put("sha256:../escaped", Vec::new()).unwrap();
+        sets.add("sha256:../escaped", Vec::new()).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         assert_eq!(fs::read_dir(dir.path().join("sets")).unwrap().count(), 0);
     }
@@ -107,11 +125,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let sets = WorkingSets::open(dir.path().to_owned()).unwrap();
         for n in 0..MAX_SETS as u64 + 2 {
-            sets.put(&digest(n), Vec::new()).unwrap();
+            sets.add(&digest(n), Vec::new()).unwrap();
             let file = File::open(dir.path().join(format!("{n:064x}"))).unwrap();
             file.set_modified(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(n)).unwrap();
         }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), MAX_SETS);
-        assert!(sets.get(&digest(1)).is_none() && sets.get(&digest(2)).is_some());
+        assert!(sets.get(&digest(1)).runs == 0 && sets.get(&digest(2)).runs == 1);
     }
 }
