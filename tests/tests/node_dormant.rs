@@ -115,6 +115,18 @@ fn node_a_dormant_pod_wakes_by_command_and_ends_quickly_when_it_is_deleted() {
         ensure!(pod.get("/count")? == "4");
         pod.remove().await?;
 
+        let pod = world.from_image(dormant("forwarded", &image, None)).await?;
+        let inside = format!("--net=/proc/{}/ns/net", pod.pid().await?);
+        let url = "http://127.0.0.1:8080/count";
+        let answer = world.node.run("nsenter", &[&inside, "curl", "--silent", "--max-time", "60", url])?;
+        ensure!(answer.trim() == "4", "a packet over loopback, as of kubectl port-forward: {answer}");
+        pod.remove().await?;
+
+        let pod = world.from_image(dormant("visited", &image, None)).await?;
+        pod.ask_for_exec(&["true"]).await?;
+        world.expect_state(&pod, "thawed")?;
+        pod.remove().await?;
+
         let pod = world.from_image(dormant("other", &image, None)).await?;
         let began = Instant::now();
         pod.stop(Duration::from_secs(30)).await?;

@@ -9,7 +9,7 @@ use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
     ContainerConfig, ContainerMetadata, ContainerStatus, ContainerStatusRequest, CreateContainerRequest,
-    ExecSyncRequest, ImageSpec, PodSandboxConfig, PodSandboxStatusRequest, PullImageRequest,
+    ExecRequest, ExecSyncRequest, ImageSpec, PodSandboxConfig, PodSandboxStatusRequest, PullImageRequest,
     RemoveContainerRequest, RemoveImageRequest, RemovePodSandboxRequest, RunPodSandboxRequest,
     StartContainerRequest, StatusRequest, StopContainerRequest, StopPodSandboxRequest,
 };
@@ -310,6 +310,17 @@ impl Container {
         };
         let output = self.pod.kubelet.runtime.clone().exec_sync(request).await?.into_inner();
         Ok((output.exit_code, String::from_utf8_lossy(&output.stdout).trim().to_owned()))
+    }
+
+    /// Asks for a stream to a command in it, as `kubectl exec` does, and does not connect to it.
+    ///
+    /// # Errors
+    /// The runtime's.
+    pub async fn ask_for_exec(&self, argv: &[&str]) -> Result<()> {
+        let cmd = argv.iter().map(|a| (*a).to_owned()).collect();
+        let request = ExecRequest { container_id: self.id.clone(), cmd, stdout: true, ..Default::default() };
+        self.pod.kubelet.runtime.clone().exec(request).await?;
+        Ok(())
     }
 
     /// What it has logged, as `kubectl logs` reads it.
