@@ -82,6 +82,67 @@ lives! {
     node_synthetic_shares_its_memory: Synthetic;
 }
 
+/// Objects of many sizes with contents that are known. `/churn` gives half of them up and makes others, and finds memory that is to be empty
+/// empty; `/checksum` looks at all.
+const CHURNER: &str = "import http.server as h, itertools, random
+numbers, held = itertools.count(), {}
+def content(n): return n.to_bytes(8, 'little') * (random.Random(n).choice([3, 40, 900, 20000, 300000]) // 8 + 1)
+def make(bytes_wanted):
+    while bytes_wanted > 0:
+        n = next(numbers)
+        held[n] = content(n)
+        bytes_wanted -= len(held[n])
+def churn():
+    for n in list(held)[::2]: del held[n]
+    empty = [bytes(size) for size in (100, 5000, 70000, 3000000) for _ in range(5)]
+    assert not any(any(block) for block in empty), 'not empty'
+    make(sum(map(len, empty)))
+def check():
+    wrong = [n for n, block in held.items() if block != content(n)]
+    assert not wrong, f'{len(wrong)} of {len(held)} are wrong'
+class H(h.BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path == '/churn': churn()
+        if self.path != '/': check()
+        self.send_response(200); self.end_headers(); self.wfile.write(b'well')
+make(20000000)
+h.HTTPServer(('0.0.0.0', 8080), H).serve_forever()";
+
+/// What gives memory back behaves with shared memory as with its own, whatever it does when that is refused or comes late.
+#[test]
+fn node_allocators_share_their_memory() {
+    let jemalloc = ("libjemalloc.so.2", "MALLOC_CONF", "dirty_decay_ms:0,muzzy_decay_ms:10");
+    let mimalloc = ("libmimalloc.so.3", "MIMALLOC_PURGE_DELAY", "0");
+    in_world("shared-allocators", &[App::Cpython], async |world| {
+        for (library, option, value) in [jemalloc, mimalloc] {
+            let spec = |name: &str, image: &str| {
+                let command = ["python3.14", "-c", CHURNER].map(str::to_owned).to_vec();
+                let env = [("LD_PRELOAD", library), ("PYTHONMALLOC", "malloc"), (option, value)];
+                let env = env.map(|(name, value)| (name.into(), value.into())).to_vec();
+                PodSpec { command, env, ..PodSpec::new(name, image) }
+            };
+            let warm = world.warm(spec("warm", &App::Cpython.reference())).await?;
+            ensure!(warm.get("/churn")? == "well");
+            let maps = warm.exec(&["sh", "-c", "cat /proc/[3-9][0-9][0-9]/maps"]).await?.1;
+            ensure!(maps.contains(library), "{library} is not in use:\n{maps}");
+            let image = world.image(App::Cpython, library);
+            world.freeze_shared(&warm, &image)?;
+            warm.remove().await?;
+
+            let thawed = world.from_image(spec("thawed", &image)).await?;
+            world.assert_thawed(&thawed)?;
+            for round in 0..10 {
+                let path = if round % 5 == 4 { "/checksum" } else { "/churn" };
+                let said = thawed.get(path).with_context(|| thawed.logs().unwrap_or_default())?;
+                ensure!(said == "well");
+            }
+            ensure!(world.ps(&thawed)?["shares_memory"] == true, "{}", log(world, &thawed));
+            thawed.remove().await?;
+        }
+        Ok(())
+    });
+}
+
 /// A warm synthetic server that has counted to 3, and images of it.
 async fn frozen(world: &World<'_>, images: &[&str]) -> Result<()> {
     let warm = world.warm(PodSpec::new("warm", &App::Synthetic.reference())).await?;

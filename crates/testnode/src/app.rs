@@ -72,7 +72,8 @@ impl App {
 
     const fn packages(self) -> &'static str {
         match self {
-            Self::Cpython => "python3.14",
+            // The allocators are for tests that preload them.
+            Self::Cpython => "python3.14 libjemalloc2 libmimalloc3",
             Self::Tomcat => "openjdk-25-jre-headless tomcat11-common tomcat11-examples",
             Self::Node => "nodejs node-express",
             Self::Rails => "ruby-rails puma",
