@@ -16,6 +16,5 @@ pub mod engine;
 pub mod policy;
 mod run;
 pub mod server;
-pub mod telemetry;
 
 pub use run::run;

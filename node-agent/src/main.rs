@@ -9,7 +9,7 @@ use node_agent::args::Cli;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    node_agent::telemetry::init(cli.log_json);
+    woodfrog_telemetry::log::init(cli.log_json);
     match node_agent::run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {

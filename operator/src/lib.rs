@@ -23,7 +23,6 @@ mod revision;
 mod run;
 mod serve;
 pub mod stores;
-pub mod telemetry;
 pub mod template;
 
 pub use context::Context;

@@ -10,7 +10,7 @@ use operator::args::Cli;
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli = Cli::parse();
-    operator::telemetry::init(cli.log_json);
+    woodfrog_telemetry::log::init(cli.log_json);
     match operator::run(cli).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {

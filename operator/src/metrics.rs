@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use prometheus_client::encoding::{EncodeLabelSet, text::encode};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -12,7 +12,6 @@ use prometheus_client::registry::Registry;
 /// Everything that is counted.
 #[derive(Debug)]
 pub struct Metrics {
-    registry: Registry,
     reconciles: Family<Reconciled, Counter>,
     durations: Family<Kind, Histogram>,
     attempts: Family<Attempted, Counter>,
@@ -35,8 +34,9 @@ struct Attempted {
     outcome: String,
 }
 
-impl Default for Metrics {
-    fn default() -> Self {
+impl Metrics {
+    /// Counters at zero, and the registry that shows them.
+    pub fn new() -> (Self, Registry) {
         let mut registry = Registry::with_prefix("woodfrog_operator");
         let reconciles = Family::default();
         let durations = Family::<Kind, Histogram>::new_with_constructor(|| {
@@ -47,11 +47,9 @@ impl Default for Metrics {
         registry.register("reconcile_duration_seconds", "How long one took", durations.clone());
         registry.register("checkpoint_attempts", "Attempts at Checkpoints by outcome", attempts.clone());
         registry.register("leader", "1 on the replica that leads", leader.clone());
-        Self { registry, reconciles, durations, attempts, leader }
+        (Self { reconciles, durations, attempts, leader }, registry)
     }
-}
 
-impl Metrics {
     pub(crate) fn reconciled(&self, kind: &'static str, took: Duration, well: bool) {
         let outcome = if well { "ok" } else { "error" };
         self.reconciles.get_or_create(&Reconciled { kind, outcome }).inc();
@@ -65,12 +63,5 @@ impl Metrics {
 
     pub(crate) fn leads(&self, leads: bool) {
         self.leader.set(leads.into());
-    }
-
-    pub(crate) fn text(&self) -> String {
-        let mut text = String::new();
-        // Writing to a string cannot fail.
-        let _ = encode(&mut text, &self.registry);
-        text
     }
 }

@@ -35,9 +35,10 @@ const DEBOUNCE: Duration = Duration::from_millis(50);
 /// There is no cluster, an address is taken, the lease was lost.
 pub async fn run(cli: Cli) -> Result<()> {
     let client = client(&cli).await?;
-    let metrics = Arc::new(Metrics::default());
+    let (metrics, registry) = Metrics::new();
+    let metrics = Arc::new(metrics);
     let ready = Arc::new(AtomicBool::new(false));
-    let served = serve::serve(cli.metrics_addr, cli.health_addr, metrics.clone(), ready.clone());
+    let served = serve::serve(cli.metrics_addr, cli.health_addr, Arc::new(registry), ready.clone());
     let work = async {
         reach(&client).await;
         ready.store(true, Ordering::Relaxed);
@@ -60,7 +61,7 @@ pub async fn run(cli: Cli) -> Result<()> {
         result
     };
     tokio::select! {
-        result = served => result,
+        result = served => Ok(result?),
         result = work => result,
     }
 }

@@ -1,27 +1,23 @@
 //! HTTP for Prometheus and for kubelet's probes.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context as _, Result};
 use axum::Router;
-use axum::http::{StatusCode, header};
+use axum::http::StatusCode;
 use axum::routing::get;
-use tokio::net::TcpListener;
-
-use crate::metrics::Metrics;
+use prometheus_client::registry::Registry;
+use woodfrog_telemetry::metrics;
 
 /// Serves until the process ends. `ready` is true once the API server has been reached.
 pub(crate) async fn serve(
     metrics_addr: SocketAddr,
     health_addr: SocketAddr,
-    metrics: Arc<Metrics>,
+    registry: Arc<Registry>,
     ready: Arc<AtomicBool>,
-) -> Result<()> {
-    const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    let metrics = Router::new()
-        .route("/metrics", get(async move || ([(header::CONTENT_TYPE, OPEN_METRICS)], metrics.text())));
+) -> io::Result<()> {
     let health = Router::new().route("/healthz", get(async || "ok")).route(
         "/readyz",
         get(async move || match ready.load(Ordering::Relaxed) {
@@ -29,11 +25,6 @@ pub(crate) async fn serve(
             false => (StatusCode::SERVICE_UNAVAILABLE, "the API server has not been reached yet"),
         }),
     );
-    tokio::try_join!(on(metrics_addr, metrics), on(health_addr, health))?;
+    tokio::try_join!(metrics::serve(metrics_addr, registry), metrics::serve_router(health_addr, health))?;
     Ok(())
-}
-
-async fn on(address: SocketAddr, router: Router) -> Result<()> {
-    let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
-    Ok(axum::serve(listener, router).await?)
 }

@@ -8,8 +8,8 @@ use serde_json::Value;
 
 /// Which crates of the workspace a crate may use, in its tests too.
 const ARROWS: &[(&str, &[&str])] = &[
-    ("node-agent", &["api", "cri-shim", "criu", "image", "protocol", "sys"]),
-    ("operator", &["api"]),
+    ("node-agent", &["api", "cri-shim", "criu", "image", "protocol", "sys", "telemetry"]),
+    ("operator", &["api", "telemetry"]),
     (
         "woodfrog-bench",
         &["api", "criu", "image", "protocol", "sys", "testapi", "testcluster", "testkubelet", "testnode"],
@@ -24,6 +24,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("woodfrog-pager", &["protocol", "sys"]),
     ("woodfrog-protocol", &[]),
     ("woodfrog-sys", &[]),
+    ("woodfrog-telemetry", &[]),
     ("woodfrog-testapi", &["api", "testnode"]),
     ("woodfrog-testcluster", &["api", "testapi", "testkubelet", "testnode"]),
     ("woodfrog-testkubelet", &["testnode"]),
