@@ -1,5 +1,6 @@
 //! The command line of the agent and of the shim.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -12,6 +13,8 @@ use woodfrog_protocol::paths;
     after_help = "\
 Examples:
   node-agent run                    the agent, as the DaemonSet runs it
+  node-agent run --metrics [::]:8082
+                                    the same, and Prometheus may scrape it
   node-agent cri-shim               the shim, as a host service; kubelet's --container-runtime-endpoint is
                                     then unix:///run/woodfrog/cri.sock"
 )]
@@ -54,6 +57,9 @@ pub struct RunArgs {
     /// How to reach the API server; default: as the pod's service account.
     #[arg(long, requires = "node_name")]
     pub kubeconfig: Option<PathBuf>,
+    /// Where metrics are served, at /metrics; default: nowhere.
+    #[arg(long, value_name = "ADDRESS:PORT", env = "WOODFROG_METRICS")]
+    pub metrics: Option<SocketAddr>,
     /// The CRIU program.
     #[arg(long, env = "WOODFROG_CRIU", default_value = "/usr/sbin/criu")]
     pub criu: PathBuf,

@@ -13,6 +13,7 @@ pub mod adapters;
 pub mod args;
 mod control;
 pub mod engine;
+pub mod metrics;
 pub mod policy;
 mod run;
 pub mod server;

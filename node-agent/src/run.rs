@@ -21,6 +21,7 @@ use crate::engine::pager::PagerProgram;
 use crate::engine::saves::Saves;
 use crate::engine::working_sets::WorkingSets;
 use crate::engine::{Dirs, Engine, Means};
+use crate::metrics::{self, Metrics};
 use crate::server;
 
 /// Runs until SIGTERM or SIGINT.
@@ -60,20 +61,21 @@ async fn agent(args: RunArgs) -> Result<()> {
     info!(%version, "criu");
     let node = Compatibility::of_this_node(&version)?;
     let runtime = Arc::new(Containerd::connect(&args.containerd).await?);
+    let counted = Metrics::default();
     let pager = beside_us(args.pager, "woodfrog-pager")?;
     let pager = PagerProgram::open(&pager).inspect_err(|e| warn!("thaws copy all memory first: {e}")).ok();
     let page_store = pager.as_ref().and_then(|program| {
         let budget = args.page_store_bytes.unwrap_or_else(default_budget);
-        PageStore::open(args.page_store, budget, program.clone())
+        PageStore::open(args.page_store, budget, program.clone(), counted.clone())
             .inspect_err(|e| warn!("memory: Shared is served as Copied: {e}"))
             .ok()
     });
     let sets = args.state_dir.join("working-sets");
     let working_sets =
         WorkingSets::open(sets.clone()).with_context(|| format!("cannot use {}", sets.display()))?;
-    let activator = Activator::probe(args.kubelet).await;
+    let activator = Activator::probe(args.kubelet, counted.clone()).await;
     let activator = activator.inspect_err(|e| warn!("no container can be dormant here: {e}")).ok();
-    let means = Means { criu: Arc::new(criu), pager, page_store, activator, node };
+    let means = Means { criu: Arc::new(criu), pager, page_store, activator, metrics: counted, node };
     let engine = Engine::new(runtime, Arc::new(Registries), means, working_sets, dirs);
     engine.adopt().await?;
     let listener =
@@ -85,7 +87,16 @@ async fn agent(args: RunArgs) -> Result<()> {
             None => std::future::pending().await,
         }
     };
+    let metrics = async {
+        match args.metrics {
+            Some(address) => {
+                woodfrog_telemetry::metrics::serve(address, Arc::new(metrics::registry(&engine))).await
+            }
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
+        ended = metrics => Ok(ended?),
         () = server::serve(listener, engine.clone()) => Ok(()),
         ended = control => ended,
         ended = end() => ended,

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use node_agent::activator::{Activator, Gate, Listeners};
 use node_agent::engine::netns;
+use node_agent::metrics::Metrics;
 
 const TOKEN: &str = "00112233445566778899aabbccddeeff";
 const POD: &str = "10.11.12.2";
@@ -65,7 +66,11 @@ impl Net {
             namespace.run("ip link set eth0 up");
             namespace.run("ip link set lo up");
         }
-        Self { node, pod, activator: Activator::probe(vec!["kubelet".into()]).await.unwrap() }
+        Self {
+            node,
+            pod,
+            activator: Activator::probe(vec!["kubelet".into()], Metrics::default()).await.unwrap(),
+        }
     }
 
     async fn gate(&self) -> Gate {

@@ -20,9 +20,10 @@ use super::kubelet;
 use super::listeners::Listeners;
 use super::packet::Packet;
 use super::queue::Queue;
-use super::responder::{self, Responder};
+use super::responder::{self, Answers, Responder};
 use super::rules::{Backend, Matches, PREFIX, Rules, RulesError};
 use crate::engine::netns;
+use crate::metrics::Metrics;
 
 /// How many queues a container tries.
 const QUEUES_TRIED: u16 = 4;
@@ -47,6 +48,9 @@ pub struct Activator {
     backend: Backend,
     /// Names of processes whose connections are probes.
     kubelet: Vec<String>,
+    /// What probes are answered.
+    answers: Arc<Answers>,
+    metrics: Metrics,
 }
 
 /// Who wants a container awake.
@@ -82,10 +86,11 @@ impl Activator {
     ///
     /// # Errors
     /// It does not: no container can be dormant here.
-    pub async fn probe(kubelet: Vec<String>) -> Result<Arc<Self>, GateError> {
+    pub async fn probe(kubelet: Vec<String>, metrics: Metrics) -> Result<Arc<Self>, GateError> {
         let backend =
             spawn_blocking(|| netns::within_new(|| Ok::<_, GateError>(Backend::probe()?))).await??;
-        Ok(Arc::new(Self { backend, kubelet }))
+        let answers = Arc::new(Answers::counted(metrics.clone()));
+        Ok(Arc::new(Self { backend, kubelet, answers, metrics }))
     }
 
     /// A gate in the network namespace of process `pid`, for the container with this token. It has no rules of its own yet, but
@@ -113,7 +118,7 @@ impl Activator {
             })
         });
         let ((queue, number), listening) = opened.await??;
-        let responder = Responder::serve(listening)?;
+        let responder = Responder::serve(listening, &self.answers)?;
         let (matches, port) = (Matches::All, responder.port);
         let rules = Rules { chain, queue: number, listeners, matches, responder: port };
         let queue = Queue::register(queue, number)?;
@@ -259,6 +264,9 @@ impl Gate {
             self.queue.mark(id)?;
         }
         let knock = (!probe).then_some(Knock { from: packet.from, to: packet.to });
+        if let (Some(_), Matches::All) = (knock, &self.rules.matches) {
+            self.activator.metrics.packet_held();
+        }
         debug!(?knock, "a packet is held");
         Ok(Next { id, knock })
     }

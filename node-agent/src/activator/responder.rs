@@ -1,27 +1,27 @@
-//! Answers kubelet's probes in place of an application that sleeps: HTTP, gRPC health, and TCP by being there.
+//! Answers kubelet's probes in place of an application that sleeps: HTTP, HTTPS, gRPC health, and TCP by being there.
 
-use std::convert::Infallible;
+mod answers;
+#[cfg(test)]
+mod tests;
+mod tls;
+
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
 
-use bytes::Bytes;
-use futures::stream;
-use http_body_util::StreamBody;
-use hyper::body::{Frame, Incoming};
-use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
-use hyper::service::service_fn;
-use hyper::{Request, Response};
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
 use socket2::{Domain, Socket, Type};
 use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 
-/// A `grpc.health.v1.HealthCheckResponse` that says `SERVING`, uncompressed, with its length.
-const SERVING: [u8; 7] = [0, 0, 0, 0, 2, 8, 1];
-const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+pub(super) use answers::Answers;
+
 /// Connections at a time; kubelet has one a probe.
 const MAX_CONNECTIONS: usize = 16;
+/// How long one may last; kubelet asks as soon as it is connected.
+const DEADLINE: Duration = Duration::from_secs(60);
+/// How long to wait when no descriptors are left.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Listens on loopback in one network namespace, until it is dropped.
 #[derive(Debug)]
@@ -57,50 +57,34 @@ impl Responder {
     ///
     /// # Errors
     /// No descriptors are left.
-    pub(super) fn serve(listeners: Vec<TcpListener>) -> io::Result<Self> {
+    pub(super) fn serve(listeners: Vec<TcpListener>, answers: &Arc<Answers>) -> io::Result<Self> {
         let port = listeners.first().map(TcpListener::local_addr).transpose()?.map_or(0, |a| a.port());
         let tasks = listeners.into_iter().map(|listener| {
             let listener = tokio::net::TcpListener::from_std(listener)?;
-            Ok(AbortOnDropHandle::new(tokio::spawn(accept(listener))))
+            Ok(AbortOnDropHandle::new(tokio::spawn(accept(listener, answers.clone()))))
         });
         Ok(Self { port, _tasks: tasks.collect::<io::Result<_>>()? })
     }
 }
 
-async fn accept(listener: tokio::net::TcpListener) {
+async fn accept(listener: tokio::net::TcpListener, answers: Arc<Answers>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
-            accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => {
-                let Ok((stream, _)) = accepted else { continue };
-                connections.spawn(async {
-                    let server = auto::Builder::new(TokioExecutor::new());
-                    // A probe that is given up is kubelet's affair.
-                    let _ = server.serve_connection(TokioIo::new(stream), service_fn(answer)).await;
-                });
-            }
+            accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
+                Ok((stream, _)) => {
+                    let answers = answers.clone();
+                    connections.spawn(async move {
+                        let _ = tokio::time::timeout(DEADLINE, answers.serve(stream)).await;
+                    });
+                }
+                // The connection stays in the backlog, so that without a pause this would come at once again.
+                Err(e) => {
+                    tracing::debug!("cannot accept a probe: {e}");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            },
             Some(_) = connections.join_next() => {}
         }
     }
-}
-
-type Frames = stream::Iter<std::vec::IntoIter<Result<Frame<Bytes>, Infallible>>>;
-
-async fn answer(request: Request<Incoming>) -> Result<Response<StreamBody<Frames>>, Infallible> {
-    let grpc = request
-        .headers()
-        .get(CONTENT_TYPE)
-        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
-    let (kind, frames) = if grpc {
-        let trailers = HeaderMap::from_iter([(GRPC_STATUS, HeaderValue::from_static("0"))]);
-        (
-            "application/grpc",
-            vec![Ok(Frame::data(Bytes::from_static(&SERVING))), Ok(Frame::trailers(trailers))],
-        )
-    } else {
-        ("text/plain", vec![Ok(Frame::data(Bytes::from_static(b"asleep, and ready\n")))])
-    };
-    let mut response = Response::new(StreamBody::new(stream::iter(frames)));
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-    Ok(response)
 }

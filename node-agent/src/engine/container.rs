@@ -13,6 +13,7 @@ use woodfrog_protocol::paths;
 use super::runtime::ContainerInfo;
 use super::standby::{self, Standby};
 use super::wake::{Change, Failure, Wake, WakeReason, Wakes, What};
+use crate::metrics::{Metrics, StandbyTime};
 
 /// How many log lines are kept for a container.
 const LOG_LINES: usize = 200;
@@ -49,6 +50,18 @@ pub enum Phasing {
 }
 
 impl Phasing {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Created,
+        Self::Waiting,
+        Self::Dormant,
+        Self::Frozen,
+        Self::Thawing,
+        Self::Thawed,
+        Self::Cold,
+        Self::Exited,
+    ];
+
     /// The word for people.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -93,6 +106,8 @@ pub struct Life {
     pub thaw_us: (u64, u64),
     /// How it woke, each time.
     pub wakes: Wakes,
+    /// Bytes of memory in its image, if it stands by.
+    pub image_bytes: u64,
 }
 
 impl Life {
@@ -135,6 +150,8 @@ pub struct Container {
     pub checkpoint_image: bool,
     /// How it sleeps; none: it does not.
     pub standby: Option<Standby>,
+    /// Its time asleep and awake, if it stands by.
+    pub(crate) standby_time: Option<StandbyTime>,
     life: watch::Sender<Life>,
     log: Mutex<VecDeque<LogLine>>,
     orders: mpsc::Sender<Order>,
@@ -149,6 +166,7 @@ impl Container {
         info: ContainerInfo,
         checkpoint_image: bool,
         changes: broadcast::Sender<Change>,
+        metrics: &Metrics,
     ) -> (Self, mpsc::Receiver<Order>) {
         let (orders, receiver) = mpsc::channel(4);
         let life = Life {
@@ -165,6 +183,7 @@ impl Container {
             thaw_phases: Vec::new(),
             thaw_us: (0, 0),
             wakes: Wakes::default(),
+            image_bytes: 0,
         };
         let dir = containers_dir.join(token);
         let standby = standby::read(&dir);
@@ -174,6 +193,7 @@ impl Container {
             info,
             checkpoint_image,
             standby: standby.clone().unwrap_or_default(),
+            standby_time: matches!(standby, Ok(Some(_))).then(|| StandbyTime::new(metrics)),
             life: watch::Sender::new(life),
             log: Mutex::default(),
             orders,
@@ -205,6 +225,9 @@ impl Container {
             to = life.phasing;
         });
         if from != to {
+            if let Some(time) = &self.standby_time {
+                time.add(from);
+            }
             self.tell(What::Phasing { from, to });
         }
     }

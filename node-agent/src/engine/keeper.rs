@@ -13,6 +13,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
@@ -28,6 +29,7 @@ use super::preparation::Preparation;
 use super::standby::{Rest, Standby};
 use super::thaw::{self, ThawError, Thawed};
 use super::{Engine, hooks};
+use crate::metrics::Occasion;
 
 /// The socket on which a container's init is awaited.
 #[derive(Debug)]
@@ -89,7 +91,7 @@ pub async fn keep(
             }
             Err(e) => {
                 warn!(container = %container.info.display(), "cannot accept its init: {e}");
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
     }
@@ -107,6 +109,7 @@ async fn follow(engine: Arc<Engine>, container: Weak<Container>, digest: String,
         Err(e) => return note(format!("its pager: {e}")),
     };
     if report.complete_us > 0 {
+        engine.metrics.memory_complete(&report);
         note(format!(
             "all memory is there {:.1} ms after the application ran: {:.1} MB brought, {:.1} MB shared, {} faults, {:.1} ms of CPU time",
             report.complete_us.saturating_sub(report.released_us) as f64 / 1e3,
@@ -215,7 +218,7 @@ impl Keeper<'_> {
     }
 
     pub(super) async fn thaw(&self, link: &mut Link, preparation: Preparation) -> Result<(), LinkError> {
-        match self.try_thaw(link, preparation).await? {
+        match self.try_thaw(link, preparation, Occasion::Start).await? {
             Ok(()) => Ok(()),
             Err(e) => self.start_cold(link, &e).await,
         }
@@ -228,6 +231,7 @@ impl Keeper<'_> {
         for detail in why.details() {
             self.container.note(detail);
         }
+        self.engine.metrics.started_cold(why.category());
         self.container.update(|life| life.reason = message.clone());
         link.send(to_init::Kind::StartCold(Reason { message }), None).await
     }
@@ -237,6 +241,7 @@ impl Keeper<'_> {
         &self,
         link: &mut Link,
         preparation: Preparation,
+        occasion: Occasion,
     ) -> Result<Result<(), ThawError>, LinkError> {
         self.container.update(|life| life.phasing = Phasing::Thawing);
         match thaw::thaw(self.engine, self.container, link, preparation).await {
@@ -254,6 +259,8 @@ impl Keeper<'_> {
                 let digest = image_digest.clone();
                 let done = woodfrog_protocol::init::Done { generation, image_digest };
                 link.send(to_init::Kind::Done(done), None).await?;
+                let took = Duration::from_micros(done_us - began_us);
+                self.engine.metrics.thawed(occasion, took, &phases);
                 let times: Vec<_> = phases.iter().map(|p| format!("{} {:.1}", p.name, p.ms)).collect();
                 self.container.update(|life| {
                     life.phasing = Phasing::Thawed;
@@ -267,19 +274,28 @@ impl Keeper<'_> {
                 if let Some(pager) = pager {
                     tokio::spawn(follow(self.engine.clone(), Arc::downgrade(self.container), digest, pager));
                 }
-                let ms = (done_us - began_us) as f64 / 1e3;
+                let ms = took.as_secs_f64() * 1e3;
                 self.container
                     .note(format!("thawed in {ms:.1} ms ({}), generation {generation}", times.join(", ")));
                 let after: Vec<_> = after_restore.iter().map(hooks::runnable).collect();
+                let began = Instant::now();
                 hooks::after_restore(&*self.engine.runtime, self.container, &after).await;
+                self.engine.metrics.hooks_ran(occasion, began.elapsed());
                 Ok(Ok(()))
             }
-            Err(e) => Ok(Err(e)),
+            Err(e) => {
+                self.engine.metrics.not_thawed(occasion, &e);
+                Ok(Err(e))
+            }
         }
     }
 
-    /// Its init has started the command.
+    /// Its init has started the command, because it was told to or by itself.
     pub(super) fn is_cold(&self, started: Started) {
+        if self.container.life().reason.is_empty() {
+            let cause = if self.container.checkpoint_image { "init" } else { "no-checkpoint" };
+            self.engine.metrics.started_cold(cause);
+        }
         self.container.update(|life| {
             life.phasing = Phasing::Cold;
             life.application = started.pid;

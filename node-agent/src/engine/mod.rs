@@ -54,6 +54,7 @@ use woodfrog_protocol::agent::{
 use woodfrog_protocol::paths;
 
 use crate::activator::Activator;
+use crate::metrics::Metrics;
 use container::{Container, Order, Phasing};
 pub use error::EngineError;
 use page_store::PageStore;
@@ -89,6 +90,8 @@ pub struct Means {
     pub page_store: Option<PageStore>,
     /// None: no container can be dormant.
     pub activator: Option<Arc<Activator>>,
+    /// What is counted.
+    pub metrics: Metrics,
     /// What it can thaw.
     pub node: Compatibility,
 }
@@ -107,6 +110,8 @@ pub struct Engine {
     /// None: no memory is shared.
     page_store: Option<PageStore>,
     working_sets: WorkingSets,
+    /// What is counted.
+    pub metrics: Metrics,
     /// What this node can thaw.
     pub node: Compatibility,
     dirs: Dirs,
@@ -123,7 +128,7 @@ impl Engine {
         working_sets: WorkingSets,
         dirs: Dirs,
     ) -> Arc<Self> {
-        let Means { criu, pager, page_store, activator, node } = means;
+        let Means { criu, pager, page_store, activator, metrics, node } = means;
         let (images, containers) = Default::default();
         Arc::new(Self {
             runtime,
@@ -134,6 +139,7 @@ impl Engine {
             images,
             page_store,
             working_sets,
+            metrics,
             node,
             dirs,
             containers,
@@ -183,7 +189,7 @@ impl Engine {
         checkpoint_image: bool,
     ) -> Result<(), EngineError> {
         let (container, orders) =
-            Container::new(&self.dirs.containers, token, info, checkpoint_image, self.changes.clone());
+            Container::new(&self.dirs.containers, token, info, checkpoint_image, self.changes.clone(), &self.metrics);
         let container = Arc::new(container);
         // Left by an earlier agent's thaw.
         let shares_memory = self.standing(&container).exists();
@@ -250,15 +256,24 @@ impl Engine {
         self.dirs.pagers.join(&container.token)
     }
 
+    /// The page store's budget in bytes, if there is one.
+    pub(crate) fn page_store_budget(&self) -> Option<u64> {
+        self.page_store.as_ref().map(PageStore::budget)
+    }
+
     /// The images in the page store.
     pub fn stored(&self) -> Vec<StoredImage> {
         self.page_store.as_ref().map(PageStore::list).unwrap_or_default()
     }
 
-    /// The managed containers.
+    /// The managed containers, for people.
     pub fn list(&self) -> Vec<Listed> {
-        let containers: Vec<_> = self.lock().values().cloned().collect();
-        containers.iter().map(|c| listed(c)).collect()
+        self.containers().iter().map(|c| listed(c)).collect()
+    }
+
+    /// The managed containers.
+    pub(crate) fn containers(&self) -> Vec<Arc<Container>> {
+        self.lock().values().cloned().collect()
     }
 
     /// The container that a person means.
@@ -310,8 +325,11 @@ impl Engine {
         let containers =
             request.targets.iter().map(|t| self.find(&t.container)).collect::<Result<Vec<_>, _>>()?;
         let engine = self.clone();
-        let task =
-            tokio::spawn(async move { freeze::freeze(&engine, &containers, &request, &progress).await });
+        let task = tokio::spawn(async move {
+            let result = freeze::freeze(&engine, &containers, &request, &progress).await;
+            engine.metrics.froze(&result);
+            result
+        });
         Ok(task.await.map_err(|_| EngineError::Panic)??)
     }
 

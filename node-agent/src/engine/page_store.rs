@@ -28,6 +28,7 @@ use woodfrog_protocol::pager::{Fill, Process, store_file};
 
 use super::pager::PagerProgram;
 use super::prepared::Prepared;
+use crate::metrics::Metrics;
 
 /// What must remain free of the file system that the store is on: others use it, too.
 const SPARE: u64 = 64 << 20;
@@ -41,6 +42,7 @@ pub struct PageStore {
     view: OwnedFd,
     budget: u64,
     program: Arc<PagerProgram>,
+    metrics: Metrics,
     /// One image is filled in at a time.
     filling: Mutex<()>,
 }
@@ -95,7 +97,12 @@ impl PageStore {
     ///
     /// # Errors
     /// The kernel or the directory is not up to it: memory is copied then.
-    pub fn open(dir: PathBuf, budget: u64, program: Arc<PagerProgram>) -> Result<Self, PageStoreError> {
+    pub fn open(
+        dir: PathBuf,
+        budget: u64,
+        program: Arc<PagerProgram>,
+        metrics: Metrics,
+    ) -> Result<Self, PageStoreError> {
         woodfrog_sys::userfault::probe_shared().map_err(PageStoreError::Kernel)?;
         let filling = dir.join(FILLING);
         match fs::remove_dir_all(&filling) {
@@ -114,7 +121,7 @@ impl PageStore {
         }
         let view = woodfrog_sys::mount::read_only_clone(opened.as_fd());
         let view = view.map_err(|e| failed("make it read-only")(e.into()))?;
-        Ok(Self { dir, view, budget, program, filling: Mutex::default() })
+        Ok(Self { dir, view, budget, program, metrics, filling: Mutex::default() })
     }
 
     /// The memory of an image, which is put there if it is missing: that takes as long as reading all of it. Blocks.
@@ -152,6 +159,11 @@ impl PageStore {
     /// The directory is gone.
     pub fn device(&self) -> io::Result<u64> {
         Ok(fs::metadata(&self.dir)?.dev())
+    }
+
+    /// The most that it holds, in bytes.
+    pub fn budget(&self) -> u64 {
+        self.budget
     }
 
     /// What is in the store, by digest.
@@ -195,7 +207,9 @@ impl PageStore {
                 return Ok(());
             }
             let Some(image) = unused.next() else { return Err(PageStoreError::NoRoom { needed, free }) };
-            image.remove().map_err(failed("remove an image"))?;
+            if image.remove().map_err(failed("remove an image"))? {
+                self.metrics.evicted();
+            }
         }
     }
 
@@ -259,12 +273,12 @@ impl Image {
         Some(Self { path, described: StoredImage { digest, bytes, used, wanted_unix: wanted } })
     }
 
-    /// Removes it if nobody uses it, whatever was known before.
-    fn remove(self) -> io::Result<()> {
+    /// Removes it if nobody uses it, whatever was known before, and says whether it did.
+    fn remove(self) -> io::Result<bool> {
         match lock_for_good(&self.path) {
             // Whoever opens it from now on finds it locked.
-            Ok(_locked) => fs::remove_dir_all(&self.path),
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(()),
+            Ok(_locked) => fs::remove_dir_all(&self.path).map(|()| true),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
             Err(e) => Err(e.into()),
         }
     }

@@ -36,6 +36,7 @@ use super::thaw::ThawError;
 use super::wake::{WakeOutcome, WakeReason, Waking};
 use super::{images, netns};
 use crate::activator::{Gate, Listeners, idle};
+use crate::metrics::Occasion;
 
 /// How often an image is thawed for one wake before the command is started instead.
 const TRIES: u32 = 2;
@@ -123,6 +124,7 @@ impl Keeper<'_> {
                 return self.attend(&mut link, orders).await;
             }
         };
+        self.container.update(|life| life.image_bytes = prepared.record.memory_bytes());
         let bed = self.bed(&link, &prepared, standby, thawed).await;
         let found = match &bed {
             Ok(Bed { asleep: true, .. }) => Found::Asleep,
@@ -336,7 +338,7 @@ impl Sleeper<'_> {
             let was_saved = from.saved;
             let preparation = Preparation::of(keeper.engine, keeper.container, from, link.pid);
             let thawed = tokio::select! {
-                thawed = keeper.try_thaw(link, preparation) => thawed?,
+                thawed = keeper.try_thaw(link, preparation, Occasion::Wake) => thawed?,
                 broken = gate.hold() => match broken? {},
             };
             if was_saved {
