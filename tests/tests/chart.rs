@@ -11,7 +11,7 @@ use k8s_openapi::api::admissionregistration::v1::{
 };
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
@@ -64,6 +64,7 @@ fn everything() -> Value {
         "serviceAccount": {"operator": {"annotations": {"x": "y"}}, "agent": {"annotations": {"x": "y"}}},
         "networkPolicy": {"metricsFrom": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}]},
         "serviceMonitor": {"enabled": true, "labels": {"release": "prometheus"}},
+        "grafana": {"dashboard": {"enabled": true, "annotations": {"x": "y"}}},
         "pushSecretNamespaces": ["shop", "bank"],
         "plainHttpRegistries": ["registry.test:5000", "[fd00::1]:5000"],
     })
@@ -100,6 +101,7 @@ fn check(object: &Value) -> Result<()> {
     match object["kind"].as_str().context("no kind")? {
         "ClusterRole" => same::<ClusterRole>(object),
         "ClusterRoleBinding" => same::<ClusterRoleBinding>(object),
+        "ConfigMap" => same::<ConfigMap>(object),
         "DaemonSet" => same::<DaemonSet>(object),
         "Deployment" => same::<Deployment>(object),
         "Job" => same::<Job>(object),
