@@ -84,6 +84,12 @@ fn node_kubelet_s_probes_find_a_dormant_pod_well_and_do_not_wake_it() {
         for _ in 0..3 {
             ensure!(!probe()?.trim().eq("4"), "the answer is not the application's");
         }
+        let https = format!("https://{}:8080/healthz", pod.ip());
+        world.node.run("/run/kubelet", &["--silent", "--fail", "--insecure", "--max-time", "10", &https])?;
+        let grpc = ["--http2-prior-knowledge", "--header", "content-type: application/grpc"];
+        let answer =
+            world.node.run("/run/kubelet", &[&grpc[..], &["--silent", "--include", &url]].concat())?;
+        ensure!(answer.contains("grpc-status: 0"), "{answer:?}");
         ensure!(pod.exec(&["false"]).await? == (0, String::new()), "a probe by command finds it well");
         world.expect_state(&pod, "dormant")?;
 

@@ -7,6 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use woodfrog_protocol::agent::Hook;
 use woodfrog_protocol::frame::{self, FrameError};
 use woodfrog_protocol::init::{Command, Start};
 use woodfrog_protocol::paths;
@@ -98,6 +99,22 @@ impl ControlDirs {
         write(&fresh, &encode(&path, &command)?)
             .and_then(|()| std::fs::rename(&fresh, &path))
             .map_err(|source| ControlError::Io { action: "write", path, source })
+    }
+
+    /// Leaves a hook for the agent, to be run at the next wake.
+    pub(crate) fn postpone(&self, token: &str, hook: &Hook) -> Result<(), ControlError> {
+        let path = self.path(token).join(paths::HOOK);
+        let fresh = path.with_extension("new");
+        let bytes =
+            frame::encode(hook).map_err(|source| ControlError::Frame { path: path.clone(), source })?;
+        write(&fresh, &bytes)
+            .and_then(|()| std::fs::rename(&fresh, &path))
+            .map_err(|source| ControlError::Io { action: "write", path, source })
+    }
+
+    /// Takes that back; false if the agent has taken it.
+    pub(crate) fn take_back(&self, token: &str) -> bool {
+        std::fs::remove_file(self.path(token).join(paths::HOOK)).is_ok()
     }
 
     fn command(&self, token: &str) -> Result<Command, ControlError> {

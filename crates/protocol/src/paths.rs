@@ -28,6 +28,10 @@ pub const API_SOCKET: &str = "api.sock";
 /// In a control directory: what a thawed application needs to know of its new life.
 pub const RESTORE_JSON: &str = "restore.json";
 
+/// In a control directory: what kubelet wanted run in a container that slept, a [`crate::agent::Hook`] in a frame. The shim leaves it there,
+/// the agent takes it at the next wake.
+pub const HOOK: &str = "hook.bin";
+
 /// Container annotation that holds the control directory's token.
 pub const TOKEN_ANNOTATION: &str = "dev.woodfrog/token";
 /// Pod annotation (`Copied` or `Shared`) that says how its containers get their memory when they are thawed, whatever their images say.

@@ -19,6 +19,9 @@ use crate::{forward, kubelet};
 /// The agent's kubeconfig in the node.
 const KUBECONFIG: &str = "/run/woodfrog-agent-kubeconfig.json";
 
+/// Where an agent serves metrics, on its node's loopback.
+pub const METRICS_OF_AGENT: &str = "127.0.0.1:8082";
+
 /// A node in a cluster. Its kubelet ends with this.
 pub struct Member<'a> {
     /// The node.
@@ -41,7 +44,8 @@ impl<'a> Member<'a> {
         let mut tasks = JoinSet::new();
         let address = kubeconfig(server, agent, node, KUBECONFIG).await?;
         tasks.spawn(forward::forward(node, address)?);
-        let arguments = ["--node-name", node.name(), "--kubeconfig", KUBECONFIG];
+        let arguments =
+            ["--node-name", node.name(), "--kubeconfig", KUBECONFIG, "--metrics", METRICS_OF_AGENT];
         let stack = Stack::start_with(node, profile, &arguments)?;
         let cri = Kubelet::connect(node, &stack.cri_socket()).await?;
         tasks.spawn(kubelet::run(kubelet::Context { client: client.clone(), node: node.clone(), cri }));

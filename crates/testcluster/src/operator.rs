@@ -11,6 +11,8 @@ use crate::cluster::{Cluster, KUBECONFIG, SYSTEM};
 
 /// Name of the operator's service on the node.
 pub const OPERATOR: &str = "operator";
+/// Where the operator serves metrics, on the node's loopback.
+pub const METRICS_OF_OPERATOR: &str = "127.0.0.1:8080";
 const HEALTH: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8081);
 
 impl Cluster<'_> {
@@ -26,7 +28,7 @@ impl Cluster<'_> {
             "--kubeconfig",
             KUBECONFIG,
             "--metrics-addr",
-            "127.0.0.1:8080",
+            METRICS_OF_OPERATOR,
             "--health-addr",
             &health,
             "--leader-election-namespace",

@@ -303,10 +303,22 @@ impl Container {
     /// # Errors
     /// The runtime's.
     pub async fn exec(&self, argv: &[&str]) -> Result<(i32, String)> {
+        self.exec_within(argv, 30).await
+    }
+
+    /// The same, without a time limit, as kubelet runs `postStart` and `preStop`.
+    ///
+    /// # Errors
+    /// The runtime's.
+    pub async fn hook(&self, argv: &[&str]) -> Result<(i32, String)> {
+        self.exec_within(argv, 0).await
+    }
+
+    async fn exec_within(&self, argv: &[&str], seconds: i64) -> Result<(i32, String)> {
         let request = ExecSyncRequest {
             container_id: self.id.clone(),
             cmd: argv.iter().map(|a| (*a).to_owned()).collect(),
-            timeout: 30,
+            timeout: seconds,
         };
         let output = self.pod.kubelet.runtime.clone().exec_sync(request).await?.into_inner();
         Ok((output.exit_code, String::from_utf8_lossy(&output.stdout).trim().to_owned()))

@@ -62,6 +62,13 @@ pub struct Knock {
     pub to: SocketAddr,
 }
 
+impl Knock {
+    /// Whether it comes from the pod itself: from loopback, or from the address to which it goes.
+    fn is_from_within(self) -> bool {
+        self.from.ip().is_loopback() || self.from.ip() == self.to.ip()
+    }
+}
+
 /// See the module's documentation. When it is dropped its rules stay: what matches them is dropped until there is a gate
 /// again.
 #[derive(Debug)]
@@ -217,6 +224,20 @@ impl Gate {
     pub async fn hold(&mut self) -> io::Result<Infallible> {
         loop {
             self.knock().await?;
+        }
+    }
+
+    /// Holds what comes from outside of the pod, and lets through what comes from within, such as a hook's request. Cancel-safe.
+    ///
+    /// # Errors
+    /// The queue broke.
+    pub async fn hold_others(&mut self) -> io::Result<Infallible> {
+        loop {
+            let Next { id, knock } = self.next().await?;
+            self.newest = id;
+            if knock.is_some_and(|knock| knock.is_from_within()) {
+                self.queue.accept(id)?;
+            }
         }
     }
 

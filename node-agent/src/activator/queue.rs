@@ -132,6 +132,14 @@ impl Queue {
         self.verdict(VERDICT, id, Fate::Drop, None)
     }
 
+    /// Lets one packet through.
+    ///
+    /// # Errors
+    /// See [`Queue::accept_until`].
+    pub(super) fn accept(&self, id: u32) -> io::Result<()> {
+        self.verdict(VERDICT, id, Fate::Accept, None)
+    }
+
     /// Marks one packet as kubelet's and shows it to the rules again.
     ///
     /// # Errors

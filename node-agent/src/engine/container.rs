@@ -207,7 +207,8 @@ impl Container {
 
     /// Path of a file in its control directory, see [`paths`].
     pub fn control(&self, file: &str) -> PathBuf {
-        debug_assert!([paths::INIT_SOCKET, paths::API_SOCKET, paths::RESTORE_JSON].contains(&file));
+        let known = [paths::INIT_SOCKET, paths::API_SOCKET, paths::RESTORE_JSON, paths::HOOK];
+        debug_assert!(known.contains(&file));
         self.dir.join(file)
     }
 

@@ -1,11 +1,15 @@
 //! What users want done in a container around a freeze or a thaw.
 
+use std::fs;
+use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::Request;
 use woodfrog_image::Hook as RecordedHook;
 use woodfrog_protocol::agent::Hook;
+use woodfrog_protocol::{frame, paths};
 
 use super::container::Container;
 use super::http;
@@ -99,6 +103,32 @@ pub async fn after_restore(runtime: &dyn Runtime, container: &Container, hooks: 
             container.note(format!("after restore: {e}"));
         }
     }
+}
+
+/// Runs the hook that kubelet wanted run while the container slept, if there is one. One that fails is noted; kubelet was told that
+/// all is well.
+pub async fn postponed(runtime: &dyn Runtime, container: &Container) {
+    let hook = match take_postponed(&container.control(paths::HOOK)) {
+        Ok(Some(hook)) => hook,
+        Ok(None) => return,
+        Err(e) => return container.note(format!("the hook that it slept through cannot be read: {e}")),
+    };
+    match run(runtime, &container.info.id, container.life().init, &hook).await {
+        Ok(()) => container.note(format!("the hook that it slept through was run: {:?}", hook.exec)),
+        Err(e) => container.note(format!("the hook that it slept through: {e}")),
+    }
+}
+
+/// Takes it, so that the shim cannot take it back.
+fn take_postponed(path: &Path) -> io::Result<Option<Hook>> {
+    let taken = path.with_extension("taken");
+    match fs::rename(path, &taken) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        renamed => renamed?,
+    }
+    let bytes = fs::read(&taken)?;
+    fs::remove_file(&taken)?;
+    frame::whole(&bytes).map(Some).map_err(io::Error::other)
 }
 
 /// A hook as the image records it.

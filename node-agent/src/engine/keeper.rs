@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
-use woodfrog_protocol::agent::MemoryReport;
+use woodfrog_protocol::agent::{Hook, MemoryReport};
 use woodfrog_protocol::init::{Exiting, Hello, Reason, Start, Started, State, Welcome, from_init, to_init};
 use woodfrog_protocol::paths;
 
@@ -219,7 +219,10 @@ impl Keeper<'_> {
 
     pub(super) async fn thaw(&self, link: &mut Link, preparation: Preparation) -> Result<(), LinkError> {
         match self.try_thaw(link, preparation, Occasion::Start).await? {
-            Ok(()) => Ok(()),
+            Ok(hooks) => {
+                self.run_hooks(Occasion::Start, &hooks).await;
+                Ok(())
+            }
             Err(e) => self.start_cold(link, &e).await,
         }
     }
@@ -236,13 +239,14 @@ impl Keeper<'_> {
         link.send(to_init::Kind::StartCold(Reason { message }), None).await
     }
 
-    /// Thaws; the inner error if that did not come about, and the init waits for what is to be done instead.
+    /// Thaws, and says which hooks are to be run now; the inner error if that did not come about, and the init waits for what is to
+    /// be done instead.
     pub(super) async fn try_thaw(
         &self,
         link: &mut Link,
         preparation: Preparation,
         occasion: Occasion,
-    ) -> Result<Result<(), ThawError>, LinkError> {
+    ) -> Result<Result<Vec<Hook>, ThawError>, LinkError> {
         self.container.update(|life| life.phasing = Phasing::Thawing);
         match thaw::thaw(self.engine, self.container, link, preparation).await {
             Ok(Thawed {
@@ -277,17 +281,21 @@ impl Keeper<'_> {
                 let ms = took.as_secs_f64() * 1e3;
                 self.container
                     .note(format!("thawed in {ms:.1} ms ({}), generation {generation}", times.join(", ")));
-                let after: Vec<_> = after_restore.iter().map(hooks::runnable).collect();
-                let began = Instant::now();
-                hooks::after_restore(&*self.engine.runtime, self.container, &after).await;
-                self.engine.metrics.hooks_ran(occasion, began.elapsed());
-                Ok(Ok(()))
+                Ok(Ok(after_restore.iter().map(hooks::runnable).collect()))
             }
             Err(e) => {
                 self.engine.metrics.not_thawed(occasion, &e);
                 Ok(Err(e))
             }
         }
+    }
+
+    /// Runs the hooks of a thaw, and then what kubelet wanted run while the container slept.
+    pub(super) async fn run_hooks(&self, occasion: Occasion, hooks: &[Hook]) {
+        let began = Instant::now();
+        hooks::after_restore(&*self.engine.runtime, self.container, hooks).await;
+        hooks::postponed(&*self.engine.runtime, self.container).await;
+        self.engine.metrics.hooks_ran(occasion, began.elapsed());
     }
 
     /// Its init has started the command, because it was told to or by itself.

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::task::{block_in_place, spawn_blocking};
 use tracing::debug;
+use woodfrog_protocol::agent::Hook;
 use woodfrog_protocol::init::{Exiting, Hello, Reason, Start, Started, State, from_init, to_init};
 
 use super::container::{Container, Order, Phasing};
@@ -34,7 +35,7 @@ use super::saves::Saved;
 use super::standby::{OnIdle, Rest, Standby};
 use super::thaw::ThawError;
 use super::wake::{WakeOutcome, WakeReason, Waking};
-use super::{images, netns};
+use super::{hooks, images, netns};
 use crate::activator::{Gate, Listeners, idle};
 use crate::metrics::Occasion;
 
@@ -223,6 +224,10 @@ impl Sleeper<'_> {
         let remove = async |mut gate: Gate, cold: Option<Waking>| {
             if let Some(waking) = cold {
                 until_it_listens(&mut gate, init, &Listeners::of(&prepared.images)).await?;
+                tokio::select! {
+                    () = hooks::postponed(&*keeper.engine.runtime, keeper.container) => {}
+                    broken = gate.hold_others() => match broken? {},
+                }
                 gate.release()?;
                 keeper.container.woke(waking.over(WakeOutcome::Cold, Vec::new()));
             }
@@ -313,27 +318,34 @@ impl Sleeper<'_> {
     /// Wakes it and lets in who waits. The inner error: it does not thaw.
     async fn wake(&mut self, waking: &Waking) -> Result<Result<(), ThawError>, LinkError> {
         let container = self.keeper.container;
-        let (outcome, phases) = match &self.freezer {
+        let (outcome, phases, hooks) = match &self.freezer {
             Some(freezer) => {
                 freezer.release()?;
                 container.update(|life| life.phasing = Phasing::Thawed);
-                (WakeOutcome::Released, Vec::new())
+                (WakeOutcome::Released, Vec::new(), Vec::new())
             }
             None => match self.thaw().await? {
-                Ok(()) => (WakeOutcome::Thawed, container.life().thaw_phases),
+                Ok(hooks) => (WakeOutcome::Thawed, container.life().thaw_phases, hooks),
                 Err(e) => return Ok(Err(e)),
             },
         };
+        // Before anybody else they may ask the application.
+        tokio::select! {
+            () = self.keeper.run_hooks(Occasion::Wake, &hooks) => {}
+            broken = self.gate.hold_others() => match broken? {},
+        }
         self.gate.release()?;
         container.woke(waking.over(outcome, phases));
         Ok(Ok(()))
     }
 
-    /// Thaws it. The inner error: it does not thaw.
-    async fn thaw(&mut self) -> Result<Result<(), ThawError>, LinkError> {
+    /// Thaws it, and says which hooks are to be run now. The inner error: it does not thaw.
+    async fn thaw(&mut self) -> Result<Result<Vec<Hook>, ThawError>, LinkError> {
         let Self { keeper, link, prepared, saved, gate, .. } = self;
         let saves = &keeper.engine.dirs.saves;
-        for left in (0..TRIES).rev() {
+        let mut left = TRIES;
+        loop {
+            left -= 1;
             let from = saved.take().unwrap_or_else(|| prepared.clone());
             let was_saved = from.saved;
             let preparation = Preparation::of(keeper.engine, keeper.container, from, link.pid);
@@ -345,7 +357,7 @@ impl Sleeper<'_> {
                 saves.forget(keeper.container);
             }
             match thawed {
-                Ok(()) => return Ok(Ok(())),
+                Ok(hooks) => return Ok(Ok(hooks)),
                 Err(e) if left == 0 => return Ok(Err(e)),
                 Err(e) => {
                     let again =
@@ -360,7 +372,6 @@ impl Sleeper<'_> {
                 }
             }
         }
-        Ok(Ok(()))
     }
 
     /// Until there has been nothing to do for `timeout`, not before it has been awake for `at_least`, and it sleeps.
