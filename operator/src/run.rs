@@ -139,6 +139,7 @@ where
         Box::pin(async move {
             let began = Instant::now();
             let uid = object.uid().unwrap_or_default();
+            context.metrics.reconciling(kind);
             let result = work(object.clone(), context.clone()).await;
             context.metrics.reconciled(kind, began.elapsed(), result.is_ok());
             match &result {

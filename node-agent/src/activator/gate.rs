@@ -191,8 +191,9 @@ impl Gate {
                     if awake {
                         self.probes += u64::from(knock.is_none());
                         self.queue.accept_until(id)?;
-                    } else if knock.is_some() {
-                        self.knocked = knock;
+                    } else {
+                        self.hold_back(id, knock)?;
+                        self.knocked = knock.or(self.knocked);
                     }
                 }
             }
@@ -211,6 +212,7 @@ impl Gate {
         loop {
             let Next { id, knock } = self.next().await?;
             self.newest = id;
+            self.hold_back(id, knock)?;
             if let Some(knock) = knock {
                 return Ok(knock);
             }
@@ -235,8 +237,9 @@ impl Gate {
         loop {
             let Next { id, knock } = self.next().await?;
             self.newest = id;
-            if knock.is_some_and(|knock| knock.is_from_within()) {
-                self.queue.accept(id)?;
+            match knock {
+                Some(knock) if knock.is_from_within() => self.queue.accept(id)?,
+                knock => self.hold_back(id, knock)?,
             }
         }
     }
@@ -274,20 +277,23 @@ impl Gate {
         spawn_blocking(move || netns::inside(&namespace, || Ok(backend.remove(&rules.chain)?))).await?
     }
 
-    /// The next held packet and who knocks with it; a probe knocks not, and while shut it is on its way to the responder.
+    /// What becomes of a packet while it sleeps: a probe goes to the responder, all else stays held.
+    fn hold_back(&self, id: u32, knock: Option<Knock>) -> io::Result<()> {
+        match knock {
+            None => self.queue.mark(id)?,
+            Some(_) => self.activator.metrics.packet_held(),
+        }
+        Ok(())
+    }
+
+    /// The next held packet and who knocks with it; a probe knocks not.
     async fn next(&self) -> io::Result<Next> {
         let (id, packet) = self.readable().await?;
         // Who asks whose connection that is pays for it: only the node's own packets are worth it.
         let probe = packet.tcp
             && self.node.contains(&packet.from.ip())
             && kubelet::owns(&self.activator.kubelet, packet.from, packet.to);
-        if probe && matches!(self.rules.matches, Matches::All) {
-            self.queue.mark(id)?;
-        }
         let knock = (!probe).then_some(Knock { from: packet.from, to: packet.to });
-        if let (Some(_), Matches::All) = (knock, &self.rules.matches) {
-            self.activator.metrics.packet_held();
-        }
         debug!(?knock, "a packet is held");
         Ok(Next { id, knock })
     }

@@ -152,6 +152,7 @@ pub struct Container {
     pub standby: Option<Standby>,
     /// Its time asleep and awake, if it stands by.
     pub(crate) standby_time: Option<StandbyTime>,
+    metrics: Metrics,
     life: watch::Sender<Life>,
     log: Mutex<VecDeque<LogLine>>,
     orders: mpsc::Sender<Order>,
@@ -193,6 +194,7 @@ impl Container {
             info,
             checkpoint_image,
             standby: standby.clone().unwrap_or_default(),
+            metrics: metrics.clone(),
             standby_time: matches!(standby, Ok(Some(_))).then(|| StandbyTime::new(metrics)),
             life: watch::Sender::new(life),
             log: Mutex::default(),
@@ -236,6 +238,7 @@ impl Container {
     /// It was woken.
     pub(super) fn woke(&self, wake: Wake) {
         self.note(format!("awake {:.1} ms after {}", wake.duration.as_secs_f64() * 1e3, wake.reason));
+        self.metrics.woke(&wake);
         let wake = Arc::new(wake);
         self.update(|life| life.wakes.add(wake.clone()));
         self.tell(What::Woke(wake));

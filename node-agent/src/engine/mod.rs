@@ -188,8 +188,14 @@ impl Engine {
         info: runtime::ContainerInfo,
         checkpoint_image: bool,
     ) -> Result<(), EngineError> {
-        let (container, orders) =
-            Container::new(&self.dirs.containers, token, info, checkpoint_image, self.changes.clone(), &self.metrics);
+        let (container, orders) = Container::new(
+            &self.dirs.containers,
+            token,
+            info,
+            checkpoint_image,
+            self.changes.clone(),
+            &self.metrics,
+        );
         let container = Arc::new(container);
         // Left by an earlier agent's thaw.
         let shares_memory = self.standing(&container).exists();

@@ -14,6 +14,7 @@ use woodfrog_protocol::pager::Report;
 use super::Labels;
 use crate::engine::error::FreezeError;
 use crate::engine::thaw::ThawError;
+use crate::engine::wake::Wake;
 
 /// What came about.
 const OK: &str = "ok";
@@ -24,6 +25,8 @@ pub struct Metrics {
     thaws: Family<Labels<2>, Counter>,
     thaw_durations: Family<Labels<1>, Histogram>,
     thaw_phases: Family<PhaseOfThaw, Histogram>,
+    wakes: Family<Labels<2>, Counter>,
+    wake_durations: Family<Labels<1>, Histogram>,
     cold_starts: Family<Labels<1>, Counter>,
     freezes: Family<Labels<1>, Counter>,
     freeze_durations: Histogram,
@@ -76,6 +79,8 @@ impl Default for Metrics {
             thaws: Family::default(),
             thaw_durations: Family::new_with_constructor(moments),
             thaw_phases: Family::new_with_constructor(moments),
+            wakes: Family::default(),
+            wake_durations: Family::new_with_constructor(moments),
             cold_starts: Family::default(),
             freezes: Family::default(),
             freeze_durations: minutes(),
@@ -117,6 +122,12 @@ impl Metrics {
             "thaw_phase_duration_seconds",
             "How long each of their phases took, and then the hooks",
             self.thaw_phases.clone(),
+        );
+        registry.register("wakes", "Wakes by reason and outcome", self.wakes.clone());
+        registry.register(
+            "wake_duration_seconds",
+            "How long wakes took, from their reason to the release of held packets, with hooks",
+            self.wake_durations.clone(),
         );
         registry.register(
             "cold_starts",
@@ -199,6 +210,13 @@ impl Metrics {
     pub(crate) fn not_thawed(&self, occasion: Occasion, why: &ThawError) {
         let labels = [("occasion", occasion.as_str()), ("outcome", why.category())];
         self.thaws.get_or_create(&labels).inc();
+    }
+
+    /// A container woke.
+    pub(crate) fn woke(&self, wake: &Wake) {
+        let outcome = ("outcome", wake.outcome.as_str());
+        self.wakes.get_or_create(&[("reason", wake.reason.kind()), outcome]).inc();
+        self.wake_durations.get_or_create(&[outcome]).observe(wake.duration.as_secs_f64());
     }
 
     /// A command is started. `cause`: a category of [`ThawError`], or a word of the same kind.
