@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
-use woodfrog_testkubelet::{Container, PodSpec, Security};
+use woodfrog_testkubelet::{Container, Mount, PodSpec, Security};
 use woodfrog_testnode::App;
 use woodfrog_tests::{STARTUP, World, in_world, in_world_with};
 
@@ -140,6 +140,66 @@ fn node_allocators_share_their_memory() {
             thawed.remove().await?;
         }
         Ok(())
+    });
+}
+
+/// Puts a blob into the registry at an address and says what it is then, by digest. `$1`: the address.
+const PUSH: &str = "set -e
+head -c 4000000 /dev/urandom > /run/blob
+digest=sha256:$(sha256sum < /run/blob | cut -d' ' -f1)
+to=$(curl -fsi -X POST http://$1:8080/v2/a/blobs/uploads/ | tr -d '\\r' | sed -n 's/^[Ll]ocation: //p')
+curl -fs -X PUT --data-binary @/run/blob -H 'Content-Type: application/octet-stream' \"$to&digest=$digest\"
+echo $digest";
+
+/// What the registry at address `$1` answers for the blob `$2`: its digest, if its memory is as it was.
+const FETCH: &str = "echo sha256:$(curl -fs http://$1:8080/v2/a/blobs/$2 | sha256sum | cut -d' ' -f1)";
+
+/// Go's collector gives memory back, moves nothing, and stops its threads by signals: the program is Docker's registry, with its blobs in memory.
+#[test]
+fn node_a_go_program_shares_its_memory() {
+    in_world("shared-go", &[App::Cpython], async |world| {
+        let directory = "/run/go";
+        let config =
+            "version: 0.1\nstorage: {inmemory: {}, delete: {enabled: true}}\nhttp: {addr: ':8080'}\n";
+        let make = "mkdir $1 && cp /usr/bin/docker-registry $1/ && printf %s \"$2\" > $1/config.yml";
+        world.node.run("sh", &["-c", make, "sh", directory, config])?;
+        let run = |script: &str, pod: &Container, digest: &str| {
+            let address = pod.ip().to_string();
+            Ok::<_, anyhow::Error>(
+                world.node.run("sh", &["-c", script, "sh", &address, digest])?.trim().to_owned(),
+            )
+        };
+        let spec = |name: &str, image: &str| PodSpec {
+            command: ["/srv/go/docker-registry", "serve", "/srv/go/config.yml"].map(str::to_owned).to_vec(),
+            mounts: vec![Mount {
+                host_path: directory.into(),
+                container_path: "/srv/go".into(),
+                readonly: true,
+                ..Default::default()
+            }],
+            // An arena is given back at once.
+            env: vec![("GODEBUG".into(), "madvdontneed=1".into()), ("GOGC".into(), "20".into())],
+            ..PodSpec::new(name, image)
+        };
+        let warm = world.warm(spec("warm", &App::Cpython.reference())).await?;
+        let first = run(PUSH, &warm, "")?;
+        let image = world.image(App::Cpython, "go");
+        world.freeze_shared(&warm, &image)?;
+        warm.remove().await?;
+
+        let thawed = world.from_image(spec("thawed", &image)).await?;
+        world.assert_thawed(&thawed)?;
+        thawed.wait("/", STARTUP)?;
+        ensure!(run(FETCH, &thawed, &first)? == first, "what it had in memory:\n{}", thawed.logs()?);
+        for _ in 0..3 {
+            let more = run(PUSH, &thawed, "")?;
+            ensure!(run(FETCH, &thawed, &more)? == more, "what it has got since");
+            let delete = "curl -fs -X DELETE http://$1:8080/v2/a/blobs/$2";
+            run(delete, &thawed, &more)?;
+        }
+        ensure!(run(FETCH, &thawed, &first)? == first, "what it had in memory, after collections");
+        ensure!(world.ps(&thawed)?["shares_memory"] == true, "{}", log(world, &thawed));
+        thawed.remove().await
     });
 }
 

@@ -11,6 +11,7 @@ pub mod kubelet;
 pub mod pod;
 pub mod stack;
 
+pub use k8s_cri::v1::Mount;
 pub use kubelet::{Container, Kubelet, Pod};
 pub use pod::{PodSpec, Security};
 pub use stack::Stack;
