@@ -58,6 +58,7 @@ fn everything() -> Value {
         "agent": {
             "image": {"name": "ag", "tag": "8"}, "nodeSelector": {"c": "d"}, "maxUnavailable": 1,
             "podLabels": {"l": "1"}, "podAnnotations": {"n": "1"}, "affinity": {"nodeAffinity": {}},
+            "pageStoreBytes": 8_000_000_000u64,
         },
         "containerd": {"socket": "/run/k3s/containerd/containerd.sock", "root": "/var/lib/rancher/k3s/agent/containerd"},
         "installer": {"runtimeEndpoint": "unix:///run/k3s/containerd/containerd.sock"},
@@ -192,6 +193,21 @@ fn helm_tells_the_operator_which_registries_speak_plain_http() -> Result<()> {
     let expected = "--plain-http-registry registry.test:5000 --plain-http-registry [fd00::1]:5000";
     ensure!(said.ends_with(expected), "{said}");
     ensure!(!arguments(&json!({}))?.contains("plain"));
+    Ok(())
+}
+
+#[test]
+fn helm_tells_the_agents_how_much_memory_their_page_stores_may_take() -> Result<()> {
+    let Some(helm) = Helm::look() else { return Ok(()) };
+    let said = |values: &Value| -> Result<Value> {
+        let objects = helm.render(NAMESPACE, values)?;
+        let agent = pods(&objects).flat_map(|(_, pod)| containers(pod)).find(|c| c["name"] == "agent");
+        let environment = agent.context("no agent")?["env"].as_array().cloned().unwrap_or_default();
+        let named = environment.into_iter().find(|variable| variable["name"] == "WOODFROG_PAGE_STORE_BYTES");
+        Ok(named.unwrap_or_default()["value"].clone())
+    };
+    ensure!(said(&everything())? == "8000000000");
+    ensure!(said(&json!({}))?.is_null());
     Ok(())
 }
 
