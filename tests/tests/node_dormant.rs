@@ -259,3 +259,18 @@ fn node_a_pod_that_saves_its_state_goes_on_where_it_was() {
         Ok(())
     });
 }
+
+#[test]
+fn node_nothing_of_the_node_s_own_network_is_held() {
+    in_world("host-network", &[App::Cpython], async |world| {
+        let image = world.counted_to_three().await?;
+        let mut spec = dormant("pod", &image, Some("300ms"));
+        spec.host_network = true;
+        let pod = world.from_image(spec).await?;
+        world.expect_state(&pod, "thawed")?;
+        ensure!(pod.wait("/count", STARTUP)? == "4");
+        let log = world.log(&pod);
+        ensure!(log.contains("stays awake: it is in the host's network namespace"), "{log}");
+        pod.remove().await
+    });
+}

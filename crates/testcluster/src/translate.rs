@@ -46,7 +46,7 @@ pub(crate) fn sandbox(pod: &Pod) -> Result<PodSandboxConfig> {
         metadata: Some(PodSandboxMetadata { name, uid, namespace, attempt: 0 }),
         linux: Some(LinuxPodSandboxConfig {
             security_context: Some(LinuxSandboxSecurityContext {
-                namespace_options: Some(namespaces()),
+                namespace_options: Some(namespaces(false)),
                 supplemental_groups: groups(&context),
                 seccomp: Some(profile(ProfileType::RuntimeDefault)),
                 ..Default::default()
@@ -134,7 +134,7 @@ fn security(spec: &PodSpec, container: &Container) -> Result<LinuxContainerSecur
     let own = container.security_context.clone().unwrap_or_default();
     let privileged = own.privileged.unwrap_or_default();
     let id = |value: Option<i64>| value.map(|value| Int64Value { value });
-    let common = if privileged { unconfined() } else { confinement() };
+    let common = if privileged { unconfined() } else { confinement(false) };
     Ok(LinuxContainerSecurityContext {
         privileged,
         capabilities: own.capabilities.as_ref().map(|capabilities| Capability {
@@ -153,7 +153,11 @@ fn security(spec: &PodSpec, container: &Container) -> Result<LinuxContainerSecur
 }
 
 fn unconfined() -> LinuxContainerSecurityContext {
-    LinuxContainerSecurityContext { masked_paths: Vec::new(), readonly_paths: Vec::new(), ..confinement() }
+    LinuxContainerSecurityContext {
+        masked_paths: Vec::new(),
+        readonly_paths: Vec::new(),
+        ..confinement(false)
+    }
 }
 
 fn groups(pod: &PodSecurityContext) -> Vec<i64> {

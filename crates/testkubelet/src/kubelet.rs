@@ -119,6 +119,7 @@ impl Kubelet {
             .await?
             .into_inner();
         let ip = status.status.and_then(|s| s.network).map(|n| n.ip).unwrap_or_default();
+        let ip = if spec.host_network { "127.0.0.1" } else { &ip };
         let ip = ip.parse().with_context(|| format!("sandbox of {} has no address: {ip:?}", spec.name))?;
         Ok(Pod { kubelet: self.clone(), spec, config, sandbox, ip })
     }

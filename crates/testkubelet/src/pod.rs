@@ -41,6 +41,8 @@ pub struct PodSpec {
     pub tmp: bool,
     /// More mounts.
     pub mounts: Vec<Mount>,
+    /// It is in the node's network namespace, at 127.0.0.1.
+    pub host_network: bool,
 }
 
 impl PodSpec {
@@ -57,6 +59,7 @@ impl PodSpec {
             annotations: HashMap::new(),
             tmp: true,
             mounts: Vec::new(),
+            host_network: false,
         }
     }
 
@@ -113,13 +116,13 @@ impl PodSpec {
                 namespace: "default".into(),
                 attempt: 0,
             }),
-            hostname: self.name.clone(),
+            hostname: if self.host_network { String::new() } else { self.name.clone() },
             log_directory: format!("/var/log/pods/default_{}_{}", self.name, self.uid()),
             labels: self.labels(),
             annotations: self.annotations.clone(),
             linux: Some(LinuxPodSandboxConfig {
                 security_context: Some(LinuxSandboxSecurityContext {
-                    namespace_options: Some(namespaces()),
+                    namespace_options: Some(namespaces(self.host_network)),
                     seccomp: Some(profile(ProfileType::RuntimeDefault)),
                     ..Default::default()
                 }),
@@ -167,7 +170,7 @@ impl PodSpec {
     }
 
     fn security_context(&self) -> LinuxContainerSecurityContext {
-        let common = confinement();
+        let common = confinement(self.host_network);
         match self.security {
             Security::Restricted => LinuxContainerSecurityContext {
                 capabilities: Some(Capability {
@@ -189,9 +192,9 @@ impl PodSpec {
 }
 
 /// What kubelet asks of every container that is not privileged: namespaces of its pod, and most of `/proc` out of reach.
-pub fn confinement() -> LinuxContainerSecurityContext {
+pub fn confinement(host_network: bool) -> LinuxContainerSecurityContext {
     LinuxContainerSecurityContext {
-        namespace_options: Some(namespaces()),
+        namespace_options: Some(namespaces(host_network)),
         masked_paths: ["/proc/kcore", "/proc/keys", "/proc/timer_list"].map(String::from).into(),
         readonly_paths: ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
             .map(String::from)
@@ -200,10 +203,11 @@ pub fn confinement() -> LinuxContainerSecurityContext {
     }
 }
 
-/// The namespaces of a pod that shares none with its node.
-pub fn namespaces() -> NamespaceOption {
+/// The namespaces of a pod that shares none with its node, or its network.
+pub fn namespaces(host_network: bool) -> NamespaceOption {
+    let network = if host_network { NamespaceMode::Node } else { NamespaceMode::Pod };
     NamespaceOption {
-        network: NamespaceMode::Pod.into(),
+        network: network.into(),
         pid: NamespaceMode::Container.into(),
         ipc: NamespaceMode::Pod.into(),
         ..Default::default()

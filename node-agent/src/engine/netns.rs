@@ -30,6 +30,15 @@ pub fn of(pid: i32) -> io::Result<File> {
     File::open(format!("/proc/{pid}/ns/net"))
 }
 
+/// Whether process `pid` is in the host's network namespace.
+///
+/// # Errors
+/// The process has ended.
+pub fn is_the_hosts(pid: i32) -> io::Result<bool> {
+    let namespace = |pid: i32| std::fs::read_link(format!("/proc/{pid}/ns/net"));
+    Ok(namespace(pid)? == namespace(1)?)
+}
+
 /// Runs `work` in a network namespace.
 ///
 /// # Errors

@@ -187,6 +187,10 @@ impl Keeper<'_> {
         if listeners.is_empty() {
             return Err("its image listens on no port, so that no packet could wake it".into());
         }
+        // In doubt it is: nothing there may be held.
+        if netns::is_the_hosts(link.pid).unwrap_or(true) {
+            return Err("it is in the host's network namespace, where packets are not held".into());
+        }
         let activator =
             self.engine.activator.as_ref().ok_or("this node cannot hold packets, see the agent's log")?;
         let freezer = match standby.rest {
