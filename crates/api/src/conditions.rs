@@ -28,6 +28,8 @@ pub enum PoolCondition {
     Progressing,
     /// The Checkpoint has images to make pods from.
     CheckpointReady,
+    /// Pods cannot sleep or wake as they should. Only of a pool whose pods sleep.
+    Degraded,
 }
 
 /// Why a condition of a Checkpoint is as it is.
@@ -122,8 +124,10 @@ pub enum PoolReason {
     CheckpointFailed,
     /// The Checkpoint has images.
     CheckpointHasImages,
-    /// The object says something that this operator does not know: the CRDs are newer than the operator.
-    UnsupportedSpec,
+    /// Pods sleep and wake.
+    AllWell,
+    /// Thaws of the image have failed again and again on a node, which starts it cold for a while.
+    ImageQuarantined,
 }
 
 /// All of these are written as they are named.

@@ -11,6 +11,9 @@
 //! ([`CheckpointStatus::pruning`], [`CheckpointStatus::pruned`]). Each applies only its own fields, under its own
 //! field manager ([`names::OPERATOR`], [`names::AGENT`]), so neither can overwrite the other.
 //!
+//! Of pods that may sleep agents say how they are in an annotation and a condition ([`SleepReport`]), and operators and people ask for wakes
+//! by annotations ([`names::KEEP_AWAKE_ANNOTATION`], [`names::WAKE_ANNOTATION`]).
+//!
 //! `crds/` and `docs/reference.md` are generated from these types: `cargo xtask generate`.
 #![forbid(unsafe_code)]
 // The derive of KubeSchema copies each struct into a function, with its visibility.
@@ -24,6 +27,7 @@ mod duration;
 pub mod image;
 pub mod names;
 pub mod node_labels;
+pub mod sleep_report;
 pub mod source;
 pub mod warm_pool;
 pub mod warm_up;
@@ -36,6 +40,7 @@ pub use checkpoint::status::{
 pub use checkpoint::{Checkpoint, CheckpointSpec, Connections, Deadlines, LocalReference, Memory, Retention};
 pub use compatibility::Compatibility;
 pub use duration::{Duration, ParseDurationError};
+pub use sleep_report::{SleepReport, SleepState};
 pub use source::{PodTemplate, RawPodSpec, Source, TemplateError, WorkloadKind, WorkloadRef};
-pub use warm_pool::{OnIdle, PodMetadata, Standby, WarmPool, WarmPoolSpec, WarmPoolStatus};
+pub use warm_pool::{OnIdle, PodMetadata, Standby, WakeTime, WarmPool, WarmPoolSpec, WarmPoolStatus};
 pub use warm_up::{ExecAction, Hook, Hooks, HttpAction, HttpRequest, WarmUp, WarmUpExec};

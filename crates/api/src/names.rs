@@ -12,6 +12,30 @@ pub const MANAGED_ANNOTATION: &str = "woodfrog.dev/managed";
 /// Annotation of a pod: how its containers get their memory when they are thawed (`Copied` or `Shared`), whatever their images say.
 pub const MEMORY_ANNOTATION: &str = "woodfrog.dev/memory";
 
+/// Annotation of a pod: how its containers from checkpoint images stand by (`Awake`, `Dormant` or `Frozen`).
+pub const STANDBY_ANNOTATION: &str = "woodfrog.dev/standby";
+
+/// Annotation of a pod: after how long without anything to do they sleep again.
+pub const IDLE_TIMEOUT_ANNOTATION: &str = "woodfrog.dev/idle-timeout";
+
+/// Annotation of a pod: how long they stay awake at least.
+pub const MIN_AWAKE_TIME_ANNOTATION: &str = "woodfrog.dev/min-awake-time";
+
+/// Annotation of a pod: what becomes of their memory when they sleep again (`Discard` or `Save`).
+pub const ON_IDLE_ANNOTATION: &str = "woodfrog.dev/on-idle";
+
+/// Annotation of a pod: a value that it did not have before wakes it.
+pub const WAKE_ANNOTATION: &str = "woodfrog.dev/wake";
+
+/// Annotation of a pod: while it is `"true"` the pod is woken and does not fall asleep.
+pub const KEEP_AWAKE_ANNOTATION: &str = "woodfrog.dev/keep-awake";
+
+/// Annotation of a pod, set by its node's agent: a [`crate::SleepReport`] as JSON.
+pub const REPORT_ANNOTATION: &str = "woodfrog.dev/sleep";
+
+/// Type of the condition of a pod that its node's agent sets: whether an application of it runs.
+pub const AWAKE_CONDITION: &str = "woodfrog.dev/Awake";
+
 /// Label of a Checkpoint: the node whose agent has work with it. The operator sets it together with
 /// `status.instruction` or `status.pruning` and takes it away with them; agents watch by it, so that the API server sends each only its own.
 pub const NODE_LABEL: &str = "woodfrog.dev/node";

@@ -50,6 +50,18 @@ use crate::{Duration, LocalReference, Memory};
         description = "Pods from the newest image"
     ),
     printcolumn(
+        name = "Awake",
+        type_ = "integer",
+        json_path = ".status.awake",
+        description = "Pods whose application runs"
+    ),
+    printcolumn(
+        name = "Dormant",
+        type_ = "integer",
+        json_path = ".status.dormant",
+        description = "Pods that sleep until somebody needs them"
+    ),
+    printcolumn(
         name = "Standby",
         type_ = "string",
         json_path = ".spec.standby",
@@ -62,8 +74,10 @@ use crate::{Duration, LocalReference, Memory};
         description = "What they are made from"
     ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    printcolumn(name = "Awake", type_ = "integer", json_path = ".status.awake", priority = 1),
-    printcolumn(name = "Dormant", type_ = "integer", json_path = ".status.dormant", priority = 1),
+    printcolumn(name = "Wakes", type_ = "integer", json_path = ".status.wakes", priority = 1),
+    printcolumn(name = "Median ms", type_ = "integer", json_path = ".status.wakeTime.medianMs", priority = 1),
+    printcolumn(name = "P95 ms", type_ = "integer", json_path = ".status.wakeTime.p95Ms", priority = 1),
+    printcolumn(name = "Failed", type_ = "integer", json_path = ".status.failedWakes", priority = 1),
     printcolumn(name = "Image", type_ = "string", json_path = ".status.image", priority = 1),
     printcolumn(
         name = "Message",
@@ -74,9 +88,20 @@ use crate::{Duration, LocalReference, Memory};
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("!has(self.standby) || self.standby == 'Awake'")
-        .message("standby: Dormant and Frozen do not exist yet; leave standby out, or set it to Awake")
-        .field_path(".standby")
+    validation = Rule::new("has(self.standby) && self.standby != 'Awake' || !has(self.idleTimeout) && \
+        !has(self.minAwakeTime) && !has(self.minAwake) && (!has(self.onIdle) || self.onIdle == 'Discard')")
+        .message("idleTimeout, minAwakeTime, minAwake and onIdle: Save are of pods that sleep: set standby to Dormant \
+                  or Frozen, or leave them out")
+        .field_path(".standby"),
+    validation = Rule::new("!has(self.minAwakeTime) || has(self.idleTimeout)")
+        .message("minAwakeTime needs idleTimeout: without it a pod that woke stays awake")
+        .field_path(".minAwakeTime"),
+    validation = Rule::new("!has(self.onIdle) || self.onIdle == 'Discard' || has(self.standby) && self.standby != 'Frozen'")
+        .message("onIdle: Save is for standby: Dormant; a Frozen pod keeps its memory anyway")
+        .field_path(".onIdle"),
+    validation = Rule::new("!has(self.idleTimeout) || duration(self.idleTimeout) > duration('0s')")
+        .message("idleTimeout is zero: a pod would fall asleep while it answers; leave it out, and a pod that woke stays awake")
+        .field_path(".idleTimeout")
 )]
 pub struct WarmPoolSpec {
     /// The Checkpoint of this namespace from whose pod template and images the pods are made.
@@ -87,26 +112,26 @@ pub struct WarmPoolSpec {
     #[serde(default = "one")]
     #[schemars(range(min = 0))]
     pub replicas: i32,
-    /// How they stand by. Awake: they run. Dormant (no process, thawed by the first packet) and Frozen (thawed, held by the cgroup
-    /// freezer) do not exist yet.
+    /// How they stand by. Awake: they run. Dormant: no process, thawed by the first packet. Frozen: thawed, and held by the
+    /// cgroup freezer until the first packet.
     #[serde(default)]
     pub standby: Standby,
     /// How a thawed pod gets its memory. Default: as its Checkpoint says. Copied: each has its own, and after a moment is as if it had never
     /// been frozen. Shared: all on a node share one copy until they write; some calls take longer for good.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<Memory>,
-    /// How long a woken pod may be without connections before it stands by again. Nothing to a pool that is Awake.
+    /// How long a pod that woke may have nothing to do before it sleeps again. Without it, it stays awake. Not with standby: Awake.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_timeout: Option<Duration>,
-    /// How long a woken pod stays awake at least. Nothing to a pool that is Awake.
+    /// How long a pod that woke stays awake at least. Needs idleTimeout.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_awake_time: Option<Duration>,
-    /// How many pods are kept awake at any time. Nothing to a pool that is Awake.
+    /// How many pods are kept awake at any time; where there are fewer replicas, all. Not with standby: Awake.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub min_awake: Option<i32>,
-    /// What becomes of an idle pod's memory. Discard: it goes back to the image, nothing is written. Save: it is frozen again. Nothing
-    /// to a pool that is Awake.
+    /// What becomes of a Dormant pod's memory when it sleeps again. Discard: it goes back to the image, nothing is written. Save: it is dumped on
+    /// its node, and goes on from there.
     #[serde(default)]
     pub on_idle: OnIdle,
     /// What the pods have beyond the Checkpoint's template.
@@ -168,19 +193,28 @@ pub struct WarmPoolStatus {
     /// Pods of the pool that were made from the newest image and template.
     #[serde(default)]
     pub updated_replicas: i32,
-    /// Pods of the pool that run.
+    /// Pods of the pool whose application runs.
     #[serde(default)]
     pub awake: i32,
-    /// Pods of the pool without a process.
+    /// Pods of the pool that sleep, Dormant or Frozen.
     #[serde(default)]
     pub dormant: i32,
+    /// How often the pods that there are now have woken.
+    #[serde(default)]
+    pub wakes: i64,
+    /// How often one of them could not be thawed, and its command was started instead.
+    #[serde(default)]
+    pub failed_wakes: i64,
+    /// How long their newest wakes took; not there before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wake_time: Option<WakeTime>,
     /// The label selector of the pool's pods, for kubectl scale and autoscalers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<String>,
     /// The images that new pods are made from, by digest; where there are several, with commas between them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
-    /// Available, Progressing and CheckpointReady, with a reason and a sentence each.
+    /// Available, Progressing and CheckpointReady, and Degraded of a pool whose pods sleep, with a reason and a sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]
     #[schemars(length(max = 16))]
@@ -188,6 +222,16 @@ pub struct WarmPoolStatus {
     /// The generation of the specification that this status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
+}
+
+/// How long wakes took, from the first packet held to its release: of the newest ones of each pod, up to 16.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct WakeTime {
+    /// Half of them took no longer, in milliseconds.
+    pub median_ms: i64,
+    /// 95 of 100 took no longer, in milliseconds.
+    pub p95_ms: i64,
 }
 
 fn one() -> i32 {

@@ -17,6 +17,7 @@ use super::PoolError;
 use super::desired::Desired;
 use super::observe::{Observed, is_lost, is_member};
 use super::plan::{Member, Plan};
+use super::sleep::Keep;
 use crate::Context;
 use crate::stores::Stores;
 
@@ -137,10 +138,29 @@ async fn seen(context: &Context, pool: &WarmPool, made: &[String], deleted: &[Me
 pub(super) async fn release(context: &Context, pool: &WarmPool, pod: &Pod) -> Result<(), PoolError> {
     let pods: Api<Pod> = context.api(&pool.namespace().unwrap_or_default());
     let owner = json!({"$patch": "delete", "uid": pool.metadata.uid});
-    let patch = json!({"metadata": {"uid": pod.metadata.uid, "ownerReferences": [owner]}});
+    // What only the pool wanted ends with it.
+    let annotations = json!({names::KEEP_AWAKE_ANNOTATION: null});
+    let patch = json!({
+        "metadata": {"uid": pod.metadata.uid, "ownerReferences": [owner], "annotations": annotations},
+    });
     match pods.patch(&pod.name_any(), &PatchParams::default(), &Patch::Strategic(patch)).await {
         // It is gone, or another one has its name (422: a UID cannot be changed).
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409 | 422) => Ok(()),
         result => result.map(drop).map_err(|source| PoolError::Release { name: pod.name_any(), source }),
+    }
+}
+
+/// Has a pod kept awake by its agent, or no longer.
+///
+/// # Errors
+/// The API server's.
+pub(super) async fn keep_awake(context: &Context, pool: &WarmPool, keep: &Keep) -> Result<(), PoolError> {
+    let pods: Api<Pod> = context.api(&pool.namespace().unwrap_or_default());
+    let annotations = json!({names::KEEP_AWAKE_ANNOTATION: keep.awake.then_some("true")});
+    let patch = json!({"metadata": {"uid": keep.uid, "annotations": annotations}});
+    match pods.patch(&keep.name, &PatchParams::default(), &Patch::Merge(patch)).await {
+        // As above; its successor is looked at when it is known.
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409 | 422) => Ok(()),
+        result => result.map(drop).map_err(|source| PoolError::KeepAwake { name: keep.name.clone(), source }),
     }
 }

@@ -8,7 +8,9 @@ use k8s_openapi::api::core::v1::{
 use kube::api::ObjectMeta;
 use kube::{Resource, ResourceExt};
 use woodfrog_api::conditions::PoolReason;
-use woodfrog_api::{Checkpoint, FrozenContainer, Phase, WarmPool, names, node_labels};
+use woodfrog_api::{
+    Checkpoint, FrozenContainer, OnIdle, Phase, Standby, WarmPool, WarmPoolSpec, names, node_labels,
+};
 
 use crate::revision;
 use crate::template::{SourceError, Template};
@@ -87,6 +89,7 @@ impl Desired {
         if let Some(memory) = pool.spec.memory {
             annotations.insert(names::MEMORY_ANNOTATION.to_owned(), format!("{memory:?}"));
         }
+        annotations.extend(standby(&pool.spec));
         // A pod of a pool goes to any node that can thaw it, and is there to stay.
         spec.node_name = None;
         spec.restart_policy.get_or_insert_with(|| "Always".to_owned());
@@ -144,6 +147,18 @@ fn by_digest(image: &str, digest: &str) -> String {
     let name = image.rfind('/').map_or(0, |slash| slash + 1);
     let end = image[name..].find(':').map_or(image.len(), |colon| name + colon);
     format!("{}@{digest}", &image[..end])
+}
+
+/// How the pods stand by, in annotations that their node's agent reads when it makes a container. Nothing for pods that are awake.
+fn standby(spec: &WarmPoolSpec) -> impl Iterator<Item = (String, String)> {
+    let sleeps = spec.standby != Standby::Awake;
+    let said = [
+        (names::STANDBY_ANNOTATION, Some(format!("{:?}", spec.standby))),
+        (names::IDLE_TIMEOUT_ANNOTATION, spec.idle_timeout.map(|time| time.to_string())),
+        (names::MIN_AWAKE_TIME_ANNOTATION, spec.min_awake_time.map(|time| time.to_string())),
+        (names::ON_IDLE_ANNOTATION, (spec.on_idle == OnIdle::Save).then(|| format!("{:?}", spec.on_idle))),
+    ];
+    said.into_iter().filter(move |_| sleeps).filter_map(|(key, value)| Some((key.to_owned(), value?)))
 }
 
 /// What people wrote, the latter over the former, without what only Woodfrog sets.

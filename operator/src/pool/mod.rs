@@ -1,8 +1,8 @@
 //! WarmPools: as many pods as are wanted, from the newest images of a Checkpoint.
 //!
 //! ```text
-//!   observe (stores) ─► release claimed pods ─► plan (pure) ─► apply ─► status, Events
-//!                       desired (pure) ────────────┘
+//!   observe (stores) ─► release claimed pods ─► plan (pure) ─► apply ─► keep awake ─► status, Events
+//!                       desired (pure) ────────────┘             sleep (pure) ─┘
 //! ```
 //!
 //! A pool's pods are those that name it as their owner and carry its label. Who takes the label away has claimed the pod:
@@ -12,6 +12,7 @@ mod apply;
 mod desired;
 mod observe;
 mod plan;
+mod sleep;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -54,6 +55,14 @@ pub enum PoolError {
         /// The API server's answer.
         source: kube::Error,
     },
+    /// A pod was not told whether to stay awake.
+    #[error("cannot tell pod {name} whether to stay awake: {source}")]
+    KeepAwake {
+        /// The pod.
+        name: String,
+        /// The API server's answer.
+        source: kube::Error,
+    },
     /// The status was not written.
     #[error("cannot write the status: {0}")]
     Status(#[source] kube::Error),
@@ -77,10 +86,6 @@ pub async fn reconcile(pool: Arc<WarmPool>, context: Arc<Context>) -> Result<Act
         // Its pods go with it.
         return Ok(Action::await_change());
     }
-    if let Some(what) = unknown(&pool) {
-        report(&context, &pool, &status::unsupported(&pool, &observed, what, now)).await?;
-        return Ok(Action::await_change());
-    }
     let plan = plan::plan(&observed.pods.members, wanted(&pool, &observed));
     let applied = match apply::apply(&context, &pool, &observed, &plan).await {
         Err(PoolError::Make { source, .. })
@@ -91,6 +96,10 @@ pub async fn reconcile(pool: Arc<WarmPool>, context: Arc<Context>) -> Result<Act
         }
         applied => applied?,
     };
+    let stay: Vec<_> = observed.pods.members.iter().filter(|member| plan.leaves(member)).collect();
+    for keep in sleep::keep(&stay, kept_awake(&pool), wanted(&pool, &observed).revision) {
+        apply::keep_awake(&context, &pool, &keep).await?;
+    }
     let status = status::status(&pool, &observed, &plan, applied.refused.as_deref(), now);
     if status::is_progress(&pool, &status)
         && let Some(wait) = context.pace.wait(&*pool)
@@ -104,9 +113,10 @@ pub async fn reconcile(pool: Arc<WarmPool>, context: Arc<Context>) -> Result<Act
     }
 }
 
-/// What of the specification has no meaning here yet. The API server refuses it, where the CRDs are of our version.
-fn unknown(pool: &WarmPool) -> Option<&'static str> {
-    (pool.spec.standby != Standby::Awake).then_some("standby: Dormant or Frozen")
+/// How many pods are kept awake that would sleep otherwise.
+fn kept_awake(pool: &WarmPool) -> usize {
+    let sleeps = pool.spec.standby != Standby::Awake;
+    pool.spec.min_awake.filter(|_| sleeps).and_then(|count| usize::try_from(count).ok()).unwrap_or(0)
 }
 
 fn wanted<'a>(pool: &WarmPool, observed: &'a Observed) -> Wanted<'a> {

@@ -11,6 +11,7 @@ use woodfrog_api::{WarmPool, names};
 
 use super::desired::{Desired, Missing};
 use super::plan::{Member, State};
+use super::sleep;
 use crate::stores::Stores;
 use crate::template::Template;
 
@@ -127,6 +128,8 @@ fn member(pod: &Pod, now: Timestamp) -> Member {
         revision: pod.labels().get(names::REVISION_LABEL).cloned().unwrap_or_default(),
         created: pod.creation_timestamp().map(|time| time.0),
         state,
+        report: sleep::report(pod),
+        kept: sleep::is_kept(pod),
     }
 }
 

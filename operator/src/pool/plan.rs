@@ -10,10 +10,11 @@
 //! ```
 //!
 //! So a rollout never leaves fewer than R ready pods where there were R before, and one whose new pods do not get ready
-//! stops with the old ones in their place. Those go first that are missed least: ended, unscheduled, not ready, then the
+//! stops with the old ones in their place. Those go first that are missed least: ended, unscheduled, not ready, asleep, then the
 //! youngest. Where the Checkpoint has no images no pod is old, and none is made.
 
 use k8s_openapi::jiff::Timestamp;
+use woodfrog_api::{SleepReport, SleepState};
 
 /// A pod of a pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +26,17 @@ pub(super) struct Member {
     pub(super) revision: String,
     pub(super) created: Option<Timestamp>,
     pub(super) state: State,
+    /// What its agent says of its sleep; none if it does not sleep, or nothing was said yet.
+    pub(super) report: Option<SleepReport>,
+    /// It is to be kept awake.
+    pub(super) kept: bool,
+}
+
+impl Member {
+    /// Whether its application runs, as far as that is known.
+    pub(super) fn is_awake(&self) -> bool {
+        self.report.as_ref().is_none_or(|report| report.state == SleepState::Awake)
+    }
 }
 
 /// How far a pod is, in the order in which pods are missed.
@@ -70,6 +82,11 @@ impl Plan {
     pub(super) fn is_settled(&self) -> bool {
         self.make == 0 && self.delete.is_empty() && !self.rolling_out
     }
+
+    /// Whether a pod stays that has not ended.
+    pub(super) fn leaves(&self, member: &Member) -> bool {
+        member.state != State::Ended && !self.delete.iter().any(|gone| gone.uid == member.uid)
+    }
 }
 
 /// What is to be done so that these pods become what is wanted.
@@ -98,6 +115,7 @@ pub(super) fn plan(members: &[Member], wanted: Wanted<'_>) -> Plan {
 
 fn least_missed_first(members: &mut [&Member]) {
     members.sort_by(|a, b| {
-        a.state.cmp(&b.state).then_with(|| b.created.cmp(&a.created)).then_with(|| b.name.cmp(&a.name))
+        let state = a.state.cmp(&b.state).then_with(|| a.is_awake().cmp(&b.is_awake()));
+        state.then_with(|| b.created.cmp(&a.created)).then_with(|| b.name.cmp(&a.name))
     });
 }

@@ -6,11 +6,12 @@ use kube::api::{Patch, PatchParams};
 use kube::{Client, Resource, ResourceExt};
 use serde_json::json;
 use woodfrog_api::conditions::{PoolCondition, PoolReason};
-use woodfrog_api::{WarmPool, WarmPoolStatus, names};
+use woodfrog_api::{Standby, WarmPool, WarmPoolStatus, names};
 
 use super::desired::{Desired, Missing};
 use super::observe::Observed;
 use super::plan::{Plan, State};
+use super::sleep;
 use crate::events::Note;
 
 /// A condition, before its time is known.
@@ -65,30 +66,13 @@ pub(super) fn status(
     };
     let progressing = Said { type_: PoolCondition::Progressing, holds, reason, message };
 
-    with(pool, counts, [available, progressing, checkpoint_ready(&observed.desired)], now)
+    let always = [available, progressing, checkpoint_ready(&observed.desired)];
+    let degraded = sleeps(pool).then(|| degraded(observed));
+    with(pool, counts, always.into_iter().chain(degraded), now)
 }
 
-/// The status of a pool whose specification has `what`, of which this operator knows nothing.
-pub(super) fn unsupported(
-    pool: &WarmPool,
-    observed: &Observed,
-    what: &str,
-    now: Timestamp,
-) -> WarmPoolStatus {
-    let said = |type_| Said {
-        type_,
-        holds: false,
-        reason: PoolReason::UnsupportedSpec,
-        message: format!(
-            "this operator does not know {what}: its pods are left as they are; upgrade the operator"
-        ),
-    };
-    let conditions = [
-        said(PoolCondition::Available),
-        said(PoolCondition::Progressing),
-        checkpoint_ready(&observed.desired),
-    ];
-    with(pool, counts(pool, observed), conditions, now)
+fn sleeps(pool: &WarmPool) -> bool {
+    pool.spec.standby != Standby::Awake
 }
 
 fn counts(pool: &WarmPool, observed: &Observed) -> WarmPoolStatus {
@@ -96,12 +80,16 @@ fn counts(pool: &WarmPool, observed: &Observed) -> WarmPoolStatus {
     let desired = observed.desired.as_ref().ok();
     let is_new = |revision: &str| desired.is_some_and(|desired| desired.revision == revision);
     let living = || members.iter().filter(|member| member.state != State::Ended);
+    let sum = sleep::sum(living());
     WarmPoolStatus {
         replicas: living().count() as i32,
         ready_replicas: living().filter(|member| member.state == State::Ready).count() as i32,
         updated_replicas: living().filter(|member| is_new(&member.revision)).count() as i32,
-        awake: observed.pods.running as i32,
-        dormant: 0,
+        awake: if sleeps(pool) { sum.awake } else { observed.pods.running as i32 },
+        dormant: sum.asleep,
+        wakes: sum.wakes,
+        failed_wakes: sum.failed,
+        wake_time: sum.time,
         selector: Some(format!("{}={}", names::POOL_LABEL, pool.name_any())),
         image: desired.map(|desired| desired.images.join(",")),
         ..WarmPoolStatus::default()
@@ -124,10 +112,24 @@ fn checkpoint_ready(desired: &Result<Desired, Missing>) -> Said {
     }
 }
 
-fn with<const N: usize>(
+fn degraded(observed: &Observed) -> Said {
+    let type_ = PoolCondition::Degraded;
+    match sleep::sum(observed.pods.members.iter()).quarantined {
+        Some((count, why)) => {
+            let message = format!("cold starts instead of wakes, {} concerned: {why}", pods(count as i32));
+            Said { type_, holds: true, reason: PoolReason::ImageQuarantined, message }
+        }
+        None => {
+            let message = "pods sleep and wake as they should".to_owned();
+            Said { type_, holds: false, reason: PoolReason::AllWell, message }
+        }
+    }
+}
+
+fn with(
     pool: &WarmPool,
     counts: WarmPoolStatus,
-    said: [Said; N],
+    said: impl Iterator<Item = Said>,
     now: Timestamp,
 ) -> WarmPoolStatus {
     let before = conditions(pool);
@@ -143,7 +145,11 @@ fn with<const N: usize>(
             type_,
         }
     });
-    WarmPoolStatus { conditions: conditions.into(), observed_generation: pool.metadata.generation, ..counts }
+    WarmPoolStatus {
+        conditions: conditions.collect(),
+        observed_generation: pool.metadata.generation,
+        ..counts
+    }
 }
 
 /// Whether it counts pods otherwise than the pool says now, and that is all.
@@ -162,7 +168,7 @@ pub(super) fn notes(pool: &WarmPool, status: &WarmPoolStatus) -> Vec<Note> {
         PoolReason::NoCompatibleNode,
         PoolReason::CheckpointNotFound,
         PoolReason::CheckpointFailed,
-        PoolReason::UnsupportedSpec,
+        PoolReason::ImageQuarantined,
     ];
     let before = conditions(pool);
     let mut notes: Vec<Note> = Vec::new();

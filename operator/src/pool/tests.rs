@@ -23,6 +23,8 @@ fn member(name: &str, revision: &str, state: State, created: i64) -> Member {
         revision: revision.into(),
         created: Timestamp::from_second(created).ok(),
         state,
+        report: None,
+        kept: false,
     }
 }
 
@@ -345,6 +347,73 @@ fn a_pod_that_has_lost_the_label_by_which_it_is_watched_is_claimed_and_one_that_
     let seen = Pods::of(&pool(), [lost(&kept), lost(&deleted)].into_iter().flatten(), later(60));
     assert_eq!(seen.claimed.iter().map(|pod| pod.name_any()).collect::<String>(), "a");
     assert!(seen.members.is_empty());
+}
+
+#[test]
+fn pods_that_sleep_are_told_how_and_a_change_of_it_replaces_them() {
+    let annotations = |pool: &WarmPool| {
+        let desired = Desired::of(pool, Some(&checkpoint("sha256:aa")), Ok(Some(template()))).unwrap();
+        let pod = desired.pod("a".into());
+        let ours = pod.annotations().iter().filter(|(key, _)| key.starts_with(names::PREFIX));
+        let ours = ours.map(|(key, value)| format!("{}={value}", key.trim_start_matches(names::PREFIX)));
+        (ours.collect::<Vec<_>>().join(" "), desired.revision)
+    };
+    let mut pool = pool();
+    let (awake, first) = annotations(&pool);
+    assert_eq!(awake, "managed=true");
+    pool.spec.standby = woodfrog_api::Standby::Dormant;
+    let (dormant, second) = annotations(&pool);
+    assert_eq!(dormant, "managed=true standby=Dormant");
+    pool.spec.idle_timeout = Some("5m".parse().unwrap());
+    pool.spec.min_awake_time = Some("30s".parse().unwrap());
+    pool.spec.on_idle = woodfrog_api::OnIdle::Save;
+    let (all, third) = annotations(&pool);
+    assert_eq!(all, "idle-timeout=5m managed=true min-awake-time=30s on-idle=Save standby=Dormant");
+    // How many are kept awake is told to the pods that there are.
+    pool.spec.min_awake = Some(2);
+    assert_eq!(annotations(&pool), (all, third.clone()));
+    assert!(first != second && second != third);
+}
+
+/// A pod whose agent says this of its sleep.
+fn sleeper(name: &str, state: &str, recent_ms: &[u32], quarantine: Option<&str>) -> Arc<Pod> {
+    let report = json!({
+        "state": state, "since": "2026-01-01T00:00:00Z", "wakes": recent_ms.len(), "failed": 1, "recentMs": recent_ms,
+        "quarantine": quarantine,
+    });
+    pod(name, running(), |pod| {
+        pod.annotations_mut().insert(names::REPORT_ANNOTATION.into(), report.to_string());
+    })
+}
+
+#[test]
+fn a_status_of_pods_that_sleep_says_what_their_agents_say() {
+    let mut pool = pool();
+    pool.spec.standby = woodfrog_api::Standby::Dormant;
+    let pods = [sleeper("a", "Awake", &[40, 60], None), sleeper("b", "Dormant", &[50], None)];
+    let (status, _) = after(&mut pool, &pods, 5, None);
+    assert_eq!((status.ready_replicas, status.awake, status.dormant), (2, 1, 1));
+    assert_eq!((status.wakes, status.failed_wakes), (3, 2));
+    assert_eq!(status.wake_time, Some(woodfrog_api::WakeTime { median_ms: 50, p95_ms: 60 }));
+    assert_eq!(condition(&status, "Degraded"), "False AllWell pods sleep and wake as they should");
+    // One of which nothing is known is neither.
+    let pods = [sleeper("a", "Dormant", &[], Some("its image has failed")), pod("b", running(), |_| {})];
+    let (status, notes) = after(&mut pool, &pods, 6, None);
+    assert_eq!((status.awake, status.dormant), (0, 1));
+    assert_eq!(
+        condition(&status, "Degraded"),
+        "True ImageQuarantined cold starts instead of wakes, 1 pod concerned: its image has failed"
+    );
+    assert_eq!(notes, "ImageQuarantined");
+}
+
+#[test]
+fn of_pods_that_are_missed_alike_those_that_sleep_go_first() {
+    let pods = [sleeper("a", "Dormant", &[], None), sleeper("b", "Awake", &[], None)];
+    let seen = Pods::of(&pool(), pods, later(60));
+    let revision = seen.members[0].revision.clone();
+    let wanted = Wanted { replicas: 1, max_surge: 1, revision: Some(&revision) };
+    assert_eq!(names(&plan(&seen.members, wanted).delete), "a");
 }
 
 /// The pool as its status makes it, and what was said.
