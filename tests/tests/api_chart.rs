@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Node, Pod, Secret};
+use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams,
@@ -312,6 +313,75 @@ fn api_an_agent_writes_only_what_is_its_nodes() -> Result<()> {
 }
 
 #[test]
+fn api_an_agent_says_of_its_nodes_pods_whether_they_sleep_and_nothing_else() -> Result<()> {
+    runtime()?.block_on(async {
+        let Some(release) = Release::new().await? else { return Ok(()) };
+        let admin = Api::<Pod>::namespaced(release.admin.clone(), &release.namespace);
+        for (name, node) in [("mine", Some("n1")), ("theirs", Some("n2")), ("nobodys", None)] {
+            let spec = json!({"nodeName": node, "containers": [{"name": "app", "image": "web"}]});
+            let metadata = json!({"name": name, "labels": {"app": "web"}, "annotations": {"a": "b"}});
+            admin.create(&PostParams::default(), &from(json!({"metadata": metadata, "spec": spec}))?).await?;
+        }
+        let running = json!({"status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}});
+        admin.patch_status("mine", &PatchParams::default(), &Patch::Merge(&running)).await?;
+
+        let client = release.agent("n1").await?;
+        let pods = Api::<Pod>::namespaced(client.clone(), &release.namespace);
+        let apply = PatchParams::apply(names::AGENT).force();
+        let says = |awake: &str| {
+            Patch::Apply(json!({
+                "apiVersion": "v1", "kind": "Pod", "metadata": {"annotations": {names::REPORT_ANNOTATION: awake}},
+                "status": {"conditions": [{"type": names::AWAKE_CONDITION, "status": awake, "reason": "Dormant"}]},
+            }))
+        };
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while pods.patch_status("theirs", &apply, &says("True")).await.is_ok() {
+            ensure!(Instant::now() < deadline, "the policy does not hold");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        for awake in ["False", "True"] {
+            let said = pods.patch_status("mine", &apply, &says(awake)).await?;
+            ensure!(said.annotations()[names::REPORT_ANNOTATION] == awake, "{:?}", said.annotations());
+            let conditions = said.status.and_then(|status| status.conditions).unwrap_or_default();
+            ensure!(conditions.len() == 2 && conditions.iter().any(|c| c.status == awake), "{conditions:?}");
+        }
+        for name in ["theirs", "nobodys"] {
+            let message = refusal(pods.patch_status(name, &apply, &says("True")).await)?;
+            ensure!(message.contains("this pod is not on node n1"), "{message}");
+        }
+        for theirs in [
+            json!({"status": {"conditions": [{"type": "Ready", "status": "False"}]}}),
+            json!({"status": {"phase": "Failed"}}),
+            json!({"status": {"podIP": "10.0.0.9"}}),
+            json!({"status": {"containerStatuses": [{"name": "app", "ready": true, "restartCount": 0, "image": "a", "imageID": ""}]}}),
+            json!({"metadata": {"annotations": {"a": null}}}),
+            json!({"metadata": {"annotations": {names::KEEP_AWAKE_ANNOTATION: "true"}}}),
+            json!({"metadata": {"finalizers": ["example.com/a"]}}),
+        ] {
+            let refused = pods.patch_status("mine", &PatchParams::default(), &Patch::Merge(&theirs)).await;
+            let message = refusal(refused).with_context(|| theirs.to_string())?;
+            ensure!(message.contains("nothing of a pod but whether it sleeps"), "{message}");
+        }
+
+        let events = Api::<Event>::namespaced(client, &release.namespace);
+        let event = |kind: &str, instance: &str| -> Result<Event> {
+            from(json!({
+                "metadata": {"generateName": "mine."}, "type": "Warning", "reason": "ThawFailed", "action": "image",
+                "eventTime": "2026-01-01T00:00:00.000000Z", "note": "why",
+                "reportingController": names::AGENT, "reportingInstance": instance,
+                "regarding": {"kind": kind, "name": "mine", "namespace": release.namespace},
+            }))
+        };
+        events.create(&PostParams::default(), &event("Pod", "n1")?).await?;
+        for event in [event("Node", "n1")?, event("Pod", "n2")?] {
+            let message = refusal(events.create(&PostParams::default(), &event).await)?;
+            ensure!(message.contains("Events of pods only"), "{message}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
 fn api_an_agent_may_do_what_it_must_and_nothing_else() -> Result<()> {
     runtime()?.block_on(async {
         let Some(release) = Release::new().await? else { return Ok(()) };
@@ -329,7 +399,10 @@ fn api_an_agent_may_do_what_it_must_and_nothing_else() -> Result<()> {
         let merge = PatchParams::default();
         refusal(checkpoints.patch("mine", &merge, &Patch::Merge(json!({"spec": {}}))).await)?;
         refusal(checkpoints.delete("mine", &DeleteParams::default()).await)?;
-        refusal(pods.list(&ListParams::default()).await)?;
+        pods.list_metadata(&ListParams::default().fields("spec.nodeName=n1")).await?;
+        refusal(
+            pods.patch("none", &merge, &Patch::Merge(json!({"metadata": {"labels": {"a": "b"}}}))).await,
+        )?;
         refusal(pods.delete("none", &DeleteParams::default()).await)?;
         let secrets = Api::<Secret>::namespaced(client.clone(), &release.namespace);
         refusal(secrets.get("push").await)?;

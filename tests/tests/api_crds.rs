@@ -153,6 +153,7 @@ async fn api_a_good_checkpoint_is_accepted() -> Result<()> {
 #[tokio::test]
 async fn api_a_bad_pool_is_refused_with_a_sentence_that_says_what_to_do() -> Result<()> {
     let Some(cluster) = Cluster::new("bad-pool").await? else { return Ok(()) };
+    let asleep = "are of pods that sleep: set standby to Dormant or Frozen, or leave them out";
     let ours = "that begin with woodfrog.dev/ are set by Woodfrog alone";
     let cases = vec![
         (json!({}), "spec.checkpointRef: Required"),
@@ -160,8 +161,12 @@ async fn api_a_bad_pool_is_refused_with_a_sentence_that_says_what_to_do() -> Res
         (pool_with(json!({"replicas": -1})), "greater than or equal to 0"),
         (pool_with(json!({"maxSurge": 0})), "greater than or equal to 1"),
         (pool_with(json!({"minAwake": -1})), "greater than or equal to 0"),
-        (pool_with(json!({"standby": "Dormant"})), "standby: Dormant and Frozen do not exist yet"),
-        (pool_with(json!({"standby": "Frozen"})), "standby: Dormant and Frozen do not exist yet"),
+        (pool_with(json!({"idleTimeout": "5m"})), asleep),
+        (pool_with(json!({"standby": "Awake", "minAwake": 1})), asleep),
+        (pool_with(json!({"onIdle": "Save"})), asleep),
+        (pool_with(json!({"standby": "Dormant", "minAwakeTime": "30s"})), "minAwakeTime needs idleTimeout"),
+        (pool_with(json!({"standby": "Dormant", "idleTimeout": "0s"})), "idleTimeout is zero"),
+        (pool_with(json!({"standby": "Frozen", "onIdle": "Save"})), "a Frozen pod keeps its memory anyway"),
         (pool_with(json!({"standby": "Asleep"})), "supported values: \"Dormant\", \"Frozen\", \"Awake\""),
         (pool_with(json!({"idleTimeout": "5 minutes"})), "this is not a duration"),
         (pool_with(json!({"minAwakeTime": ""})), "this is not a duration"),
@@ -178,9 +183,13 @@ async fn api_a_good_pool_is_accepted() -> Result<()> {
     let cases = vec![
         pool_with(json!({})),
         pool_with(
-            json!({"replicas": 0, "standby": "Awake", "memory": "Copied", "onIdle": "Save", "maxSurge": 10}),
+            json!({"replicas": 0, "standby": "Awake", "memory": "Copied", "onIdle": "Discard", "maxSurge": 10}),
         ),
-        pool_with(json!({"idleTimeout": "5m", "minAwakeTime": "30s", "minAwake": 2})),
+        pool_with(json!({
+            "replicas": 5, "standby": "Dormant", "idleTimeout": "5m", "minAwakeTime": "30s", "minAwake": 2, "onIdle": "Save",
+        })),
+        // An autoscaler may go below what is kept awake.
+        pool_with(json!({"replicas": 0, "standby": "Frozen", "idleTimeout": "1h30m", "minAwake": 2})),
         pool_with(
             json!({"template": {"labels": {"app": "web"}, "annotations": {"example.com/a": "woodfrog.dev/b"}}}),
         ),

@@ -34,11 +34,14 @@ pub(crate) fn of(pod: &Pod, ip: Option<&str>, host: &str, seen: &[Seen]) -> PodS
         ("ContainersReady", ready),
         ("PodScheduled", true),
     ];
+    // Others' conditions are theirs.
+    let theirs = conditions.iter().filter(|c| facts.iter().all(|(kind, _)| c.type_ != *kind)).cloned();
+    let ours = facts.map(|(kind, holds)| condition(kind, holds, &conditions));
     let statuses =
         spec.containers.iter().zip(seen).map(|(container, seen)| container_status(container, seen));
     PodStatus {
         phase: Some(phase(spec.restart_policy.as_deref(), seen).to_owned()),
-        conditions: Some(facts.map(|(kind, holds)| condition(kind, holds, &conditions)).into()),
+        conditions: Some(ours.into_iter().chain(theirs).collect()),
         container_statuses: Some(statuses.collect()),
         host_ip: Some(host.to_owned()),
         pod_ip: ip.map(str::to_owned),

@@ -199,12 +199,14 @@ impl Worker {
         if pod.status.as_ref() == Some(&status) || self.written.as_ref() == Some(&status) {
             return Ok(());
         }
-        let patch = json!({ "metadata": { "uid": pod.uid() }, "status": status });
+        // A list is replaced as a whole, so nobody else may have written meanwhile.
+        let metadata = json!({ "uid": pod.uid(), "resourceVersion": pod.resource_version() });
+        let patch = json!({ "metadata": metadata, "status": status });
         let written =
             self.pods(pod).patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await;
         match written {
             Ok(_) => self.written = Some(status),
-            // Gone, or another pod of its name is there.
+            // Gone, or another pod of its name is there, or it is to be looked at anew.
             Err(kube::Error::Api(answer)) if answer.code == 404 || answer.code == 409 => {}
             Err(e) => return Err(e).context("its status is refused"),
         }

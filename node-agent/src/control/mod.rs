@@ -8,6 +8,8 @@
 //!   status.pruned (another one)          ◄──report── outcomes       │ registry: images that are not kept
 //! ```
 //!
+//! Pods that may sleep are another matter: see [`sleep`].
+//!
 //! Everything is level-triggered. An instruction without a final report is carried out, also after a restart of the
 //! agent: an application that was being frozen runs on when its agent dies, so it can be frozen again. One that is
 //! taken back, or replaced by one with another number, is given up.
@@ -16,6 +18,7 @@ mod node;
 mod prune;
 mod report;
 mod secret;
+mod sleep;
 mod warm_up;
 mod work;
 
@@ -69,8 +72,9 @@ pub(crate) async fn run(kubeconfig: Option<&Path>, node: String, engine: Arc<Eng
     let context = Context { client, engine, node };
     let labels = node::keep_labelled(&context);
     let work = watch(&context);
+    let sleep = sleep::run(&context);
     info!(node = %context.node, "serves the control plane");
-    tokio::join!(labels, work);
+    tokio::join!(labels, work, sleep);
     Ok(())
 }
 

@@ -108,6 +108,8 @@ pub struct Life {
     pub wakes: Wakes,
     /// Bytes of memory in its image, if it stands by.
     pub image_bytes: u64,
+    /// It is not to fall asleep.
+    pub kept_awake: bool,
 }
 
 impl Life {
@@ -185,6 +187,7 @@ impl Container {
             thaw_us: (0, 0),
             wakes: Wakes::default(),
             image_bytes: 0,
+            kept_awake: false,
         };
         let dir = containers_dir.join(token);
         let standby = standby::read(&dir);
@@ -265,11 +268,32 @@ impl Container {
     /// # Errors
     /// It sleeps and has no connection to its init.
     pub async fn wake(&self, reason: WakeReason) -> Result<Life, String> {
-        use Phasing::{Created, Dormant, Frozen, Waiting};
-        if matches!(self.life().phasing, Created | Waiting | Dormant | Frozen) {
-            self.order(Order::Wake(reason))?;
-        }
+        self.begin_wake(reason)?;
         Ok(self.when(|life| life.outcome().is_some_and(|outcome| outcome != Outcome::Dormant)).await)
+    }
+
+    /// The same without waiting.
+    ///
+    /// # Errors
+    /// As [`Container::wake`].
+    pub fn begin_wake(&self, reason: WakeReason) -> Result<(), String> {
+        use Phasing::{Created, Dormant, Frozen, Waiting};
+        match self.life().phasing {
+            Created | Waiting | Dormant | Frozen => self.order(Order::Wake(reason)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether it sleeps.
+    pub fn is_asleep(&self) -> bool {
+        matches!(self.life().phasing, Phasing::Dormant | Phasing::Frozen)
+    }
+
+    /// From now on it does not fall asleep, or does again.
+    pub fn keep_awake(&self, kept: bool) {
+        if self.life().kept_awake != kept {
+            self.update(|life| life.kept_awake = kept);
+        }
     }
 
     /// Waits until something is true of it.

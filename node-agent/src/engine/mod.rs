@@ -309,6 +309,14 @@ impl Engine {
         found.first().map(|c| Arc::clone(c))
     }
 
+    /// The containers of the pod with this UID that may sleep.
+    pub fn sleepers(&self, pod_uid: &str) -> Vec<Arc<Container>> {
+        let containers = self.lock();
+        let sleeps =
+            |c: &&Arc<Container>| c.info.pod_uid == pod_uid && c.checkpoint_image && c.standby.is_some();
+        containers.values().filter(sleeps).cloned().collect()
+    }
+
     /// Everything that would make a freeze of a container fail.
     ///
     /// # Errors

@@ -398,7 +398,8 @@ impl Sleeper<'_> {
             }
             // A connection of the last moment is seen now, and one after it is held.
             gate.shut(node_addresses()).await.map_err(io::Error::other)?;
-            if keeper.container.life().freezing || block_in_place(|| watch.look(gate.probes))?.is_some() {
+            let life = keeper.container.life();
+            if life.freezing || life.kept_awake || block_in_place(|| watch.look(gate.probes))?.is_some() {
                 continue;
             }
             match self.fall_asleep(&format!("nothing to do for {timeout:?}")).await? {
@@ -508,7 +509,7 @@ async fn quiet(
         }
         let busy = block_in_place(|| watch.look(gate.probes))?;
         let life = container.life();
-        if busy.is_some() || life.freezing || life.memory_pending {
+        if busy.is_some() || life.freezing || life.kept_awake || life.memory_pending {
             tracing::trace!(?busy, "stays awake");
             since = Instant::now();
         } else if since.elapsed() >= timeout && Instant::now() >= earliest {

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use woodfrog_api::names;
 use woodfrog_protocol::agent::{Phase, Wake as Asked, WokenBy};
 
 use super::container::Phasing;
@@ -30,6 +31,10 @@ pub enum WakeReason {
     Visit(String),
     /// The command `woodfrog wake`.
     Command,
+    /// The pod's annotation `woodfrog.dev/wake`.
+    Annotation,
+    /// The pod's annotation `woodfrog.dev/keep-awake`, which WarmPools set.
+    Pool,
     /// A freeze, which needs an application that runs.
     Freeze,
     /// kubelet stops the container, and its application is to hear of it.
@@ -51,6 +56,8 @@ impl WakeReason {
             Self::Packet { .. } => "packet",
             Self::Visit(_) => "visit",
             Self::Command => "command",
+            Self::Annotation => "annotation",
+            Self::Pool => "pool",
             Self::Freeze => "freeze",
             Self::Stop => "stop",
         }
@@ -63,6 +70,8 @@ impl fmt::Display for WakeReason {
             Self::Packet { from, port } => write!(f, "a packet from {from} to port {port}"),
             Self::Visit(visit) => f.write_str(visit),
             Self::Command => f.write_str("the command `woodfrog wake`"),
+            Self::Annotation => write!(f, "a change of the annotation {}", names::WAKE_ANNOTATION),
+            Self::Pool => write!(f, "the annotation {}", names::KEEP_AWAKE_ANNOTATION),
             Self::Freeze => f.write_str("a freeze"),
             Self::Stop => f.write_str("kubelet's word that it stops"),
         }
@@ -147,6 +156,8 @@ impl From<&ThawError> for Failure {
 pub struct Wakes {
     /// How many.
     pub count: u64,
+    /// How many of them ended with a cold start.
+    pub cold: u64,
     /// How many thaws have failed, those that came about at the second try among them.
     pub failed_thaws: u64,
     /// The newest failure.
@@ -156,8 +167,9 @@ pub struct Wakes {
 }
 
 impl Wakes {
-    pub(super) fn add(&mut self, wake: Arc<Wake>) {
+    pub(crate) fn add(&mut self, wake: Arc<Wake>) {
         self.count += 1;
+        self.cold += u64::from(wake.outcome == WakeOutcome::Cold);
         if self.recent.len() == RECENT {
             self.recent.pop_front();
         }
