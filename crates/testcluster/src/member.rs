@@ -14,7 +14,7 @@ use woodfrog_testapi::{ApiServer, User};
 use woodfrog_testkubelet::{Kubelet, Stack};
 use woodfrog_testnode::Node;
 
-use crate::{forward, kubelet};
+use crate::{forward, kubelet, probe};
 
 /// The agent's kubeconfig in the node.
 const KUBECONFIG: &str = "/run/woodfrog-agent-kubeconfig.json";
@@ -41,6 +41,7 @@ impl<'a> Member<'a> {
         agent: &User,
     ) -> Result<Self> {
         register(client, node).await?;
+        probe::prepare(node)?;
         let mut tasks = JoinSet::new();
         let address = kubeconfig(server, agent, node, KUBECONFIG).await?;
         tasks.spawn(forward::forward(node, address)?);

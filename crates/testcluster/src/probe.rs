@@ -1,15 +1,23 @@
 //! Readiness probes, asked from the node's network as kubelet does.
 
-use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use k8s_cri::v1::ExecSyncRequest;
 use k8s_openapi::api::core::v1::{Container, HTTPGetAction, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use woodfrog_testkubelet::Kubelet;
 use woodfrog_testnode::Node;
+
+/// Asks over HTTP; see [`prepare`].
+const KUBELET: &str = "/run/kubelet";
+
+/// Puts a program there. The kernel names a process after the file that it was started from.
+pub(crate) fn prepare(node: &Node) -> Result<()> {
+    node.run("cp", &["/usr/bin/curl", KUBELET])?;
+    Ok(())
+}
 
 /// The state of a container's readiness.
 #[derive(Debug)]
@@ -83,7 +91,7 @@ async fn once(
     let node = node.clone();
     if let Some(action) = probe.http_get.clone() {
         let address = SocketAddr::new(ip, port(container, &action.port)?);
-        let work = move || node.in_network(|| get(address, &action, timeout))?;
+        let work = move || get(&node, address, &action, timeout);
         return tokio::task::spawn_blocking(work).await?;
     }
     let action = probe.tcp_socket.as_ref().context("a probe that is neither exec, httpGet nor tcpSocket")?;
@@ -92,21 +100,19 @@ async fn once(
     Ok(tokio::task::spawn_blocking(work).await???)
 }
 
-fn get(address: SocketAddr, action: &HTTPGetAction, timeout: Duration) -> Result<()> {
-    let mut stream = TcpStream::connect_timeout(&address, timeout)?;
-    stream.set_read_timeout(Some(timeout))?;
-    let path = action.path.as_deref().unwrap_or("/");
-    let mut request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\nConnection: close\r\n");
-    for header in action.http_headers.iter().flatten() {
-        request += &format!("{}: {}\r\n", header.name, header.value);
+/// Asked by a process of the node that is called kubelet: agents know probes by that.
+fn get(node: &Node, address: SocketAddr, action: &HTTPGetAction, timeout: Duration) -> Result<()> {
+    let url = format!("http://{address}{}", action.path.as_deref().unwrap_or("/"));
+    let seconds = timeout.as_secs().max(1).to_string();
+    let headers = action.http_headers.iter().flatten();
+    let headers: Vec<String> = headers.map(|header| format!("{}: {}", header.name, header.value)).collect();
+    let mut arguments =
+        vec!["--silent", "--show-error", "--fail", "--max-time", &seconds, "--output", "/dev/null"];
+    for header in &headers {
+        arguments.extend(["--header", header]);
     }
-    write!(stream, "{request}\r\n")?;
-    let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line)?;
-    let status: u16 = line.split(' ').nth(1).unwrap_or_default().parse().context("no status line")?;
-    if !(200..400).contains(&status) {
-        bail!("{status}");
-    }
+    arguments.push(&url);
+    node.run(KUBELET, &arguments)?;
     Ok(())
 }
 

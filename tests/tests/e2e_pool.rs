@@ -1,0 +1,149 @@
+//! Pools of pods that sleep: what wakes them, what keeps them awake, and what the pool says of it.
+
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::events::v1::Event;
+use kube::ResourceExt as _;
+use kube::api::{ListParams, Patch, PatchParams};
+use serde_json::{Value, json};
+use woodfrog_api::checkpoint::status::Phase;
+use woodfrog_api::{Checkpoint, SleepReport, WarmPool, WarmPoolStatus, names};
+use woodfrog_testcluster::Cluster;
+use woodfrog_testcluster::cluster::REGISTRY;
+use woodfrog_testnode::App;
+use woodfrog_tests::in_cluster;
+
+/// How long anything may take on a slow machine under load.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+const PYTHON: &str = include_str!("../../docs/examples/python.yaml");
+
+const POOL: &str = "
+apiVersion: woodfrog.dev/v1alpha1
+kind: WarmPool
+metadata:
+  name: web
+spec:
+  checkpointRef:
+    name: python
+  replicas: 2
+  standby: Dormant
+  idleTimeout: 1s
+";
+
+/// A pool of two pods that sleep.
+async fn dormant(cluster: &Cluster<'_>) -> Result<Vec<Pod>> {
+    let image = App::Cpython.reference();
+    let checkpoint = PYTHON.replace("registry.example/shop/python:1", &image);
+    cluster.apply(&checkpoint.replace("registry.example", REGISTRY)).await?;
+    let ready = |checkpoint: &Checkpoint| {
+        checkpoint.status.as_ref().is_some_and(|status| status.phase == Some(Phase::Ready))
+    };
+    cluster.until("python", PATIENCE, ready).await?;
+    cluster.apply(POOL).await?;
+    until(cluster, |status| status.ready_replicas == 2 && status.dormant == 2).await?;
+    pods(cluster).await
+}
+
+async fn pods(cluster: &Cluster<'_>) -> Result<Vec<Pod>> {
+    cluster.pods(&format!("{}=web", names::POOL_LABEL)).await
+}
+
+/// Waits until the pool's status is as it should be.
+async fn until(cluster: &Cluster<'_>, is: impl Fn(&WarmPoolStatus) -> bool) -> Result<WarmPoolStatus> {
+    let is = |pool: &WarmPool| pool.status.as_ref().is_some_and(&is);
+    cluster.until("web", PATIENCE, is).await?.status.context("no status")
+}
+
+async fn change(cluster: &Cluster<'_>, spec: Value) -> Result<()> {
+    let patch = Patch::Merge(json!({ "spec": spec }));
+    cluster.api::<WarmPool>().patch("web", &PatchParams::default(), &patch).await?;
+    Ok(())
+}
+
+async fn annotate(cluster: &Cluster<'_>, pod: &Pod, key: &str, value: Value) -> Result<()> {
+    let patch = Patch::Merge(json!({ "metadata": { "annotations": { (key): value } } }));
+    cluster.api::<Pod>().patch(&pod.name_any(), &PatchParams::default(), &patch).await?;
+    Ok(())
+}
+
+fn report(pod: &Pod) -> Option<SleepReport> {
+    SleepReport::parse(pod.annotations().get(names::REPORT_ANNOTATION)?)
+}
+
+/// A connection to a pod, of a client on its node.
+fn connect(cluster: &Cluster<'_>, pod: &Pod) -> Result<TcpStream> {
+    let ip = pod.status.as_ref().and_then(|status| status.pod_ip.as_deref()).context("no address")?;
+    Ok(cluster.node.connect(SocketAddr::new(ip.parse()?, 8080))?)
+}
+
+fn says(status: &WarmPoolStatus, type_: &str, reason: &str) -> bool {
+    status.conditions.iter().any(|condition| condition.type_ == type_ && condition.reason == reason)
+}
+
+#[test]
+fn e2e_pods_of_a_pool_sleep_and_are_woken_by_a_request_by_the_pool_and_by_an_annotation() {
+    in_cluster("pool-sleeps", &[App::Cpython], async |cluster| {
+        let pods = dormant(cluster).await?;
+        ensure!(pods.len() == 2, "{} pods", pods.len());
+        let condition = |pod: &Pod| {
+            let conditions = pod.status.as_ref().and_then(|status| status.conditions.clone());
+            conditions.into_iter().flatten().find(|condition| condition.type_ == names::AWAKE_CONDITION)
+        };
+        let asleep = condition(&pods[0]).context("its agent says nothing")?;
+        ensure!(asleep.status == "False" && asleep.reason.as_deref() == Some("Dormant"), "{asleep:?}");
+
+        // A request, which is not over yet.
+        let mut stream = connect(cluster, &pods[0])?;
+        write!(stream, "GET /count HTTP/1.1\r\n")?;
+        let status = until(cluster, |status| status.awake == 1 && status.dormant == 1).await?;
+        ensure!(status.wakes == 1 && status.failed_wakes == 0, "{status:?}");
+        let time = status.wake_time.context("no wake time")?;
+        ensure!(time.median_ms > 0 && time.median_ms == time.p95_ms, "{time:?}");
+        drop(stream);
+        until(cluster, |status| status.dormant == 2).await?;
+
+        change(cluster, json!({ "minAwake": 1 })).await?;
+        let status = until(cluster, |status| status.awake == 1 && status.wakes == 2).await?;
+        ensure!(says(&status, "Degraded", "AllWell"), "{:?}", status.conditions);
+        // Three times the idle timeout.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let status = until(cluster, |_| true).await?;
+        ensure!(status.awake == 1 && status.wakes == 2, "it is kept awake: {status:?}");
+        let kept: Vec<Pod> = self::pods(cluster).await?.into_iter().filter(is_kept).collect();
+        ensure!(kept.len() == 1, "{} pods are kept awake", kept.len());
+        // Who takes it does not have to keep it awake.
+        let labels = Patch::Merge(json!({ "metadata": { "labels": { names::POOL_LABEL: null } } }));
+        cluster.api::<Pod>().patch(&kept[0].name_any(), &PatchParams::default(), &labels).await?;
+        let claimed = kept[0].name_any();
+        cluster.until(&claimed, PATIENCE, |pod: &Pod| !is_kept(pod)).await?;
+        until(cluster, |status| status.ready_replicas == 2 && status.awake == 1).await?;
+        change(cluster, json!({ "minAwake": null })).await?;
+        until(cluster, |status| status.dormant == 2).await?;
+
+        // The same value once more is no new one, also for an agent that was restarted.
+        let pod = self::pods(cluster).await?.remove(0);
+        let wakes = report(&pod).context("no report")?.wakes;
+        annotate(cluster, &pod, names::WAKE_ANNOTATION, "1".into()).await?;
+        let woken = |pod: &Pod| {
+            report(pod).is_some_and(|report| report.wakes == wakes + 1 && report.wake.as_deref() == Some("1"))
+        };
+        cluster.until(&pod.name_any(), PATIENCE, woken).await?;
+        until(cluster, |status| status.dormant == 2).await?;
+        cluster.member.stack.kill_agent()?;
+        cluster.member.stack.start_agent()?;
+        annotate(cluster, &pod, names::WAKE_ANNOTATION, "2".into()).await?;
+        let again = |pod: &Pod| report(pod).is_some_and(|report| report.wake.as_deref() == Some("2"));
+        let pod = cluster.until(&pod.name_any(), PATIENCE, again).await?;
+        ensure!(report(&pod).is_some_and(|report| report.wakes == wakes + 2), "{:?}", pod.annotations());
+        Ok(())
+    });
+}
+
+fn is_kept(pod: &Pod) -> bool {
+    pod.annotations().get(names::KEEP_AWAKE_ANNOTATION).is_some_and(|kept| kept == "true")
+}
