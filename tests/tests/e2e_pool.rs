@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
@@ -11,7 +11,7 @@ use kube::ResourceExt as _;
 use kube::api::{ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
 use woodfrog_api::checkpoint::status::Phase;
-use woodfrog_api::{Checkpoint, SleepReport, WarmPool, WarmPoolStatus, names};
+use woodfrog_api::{Checkpoint, SleepReport, SleepState, WarmPool, WarmPoolStatus, names};
 use woodfrog_testcluster::Cluster;
 use woodfrog_testcluster::cluster::REGISTRY;
 use woodfrog_testnode::App;
@@ -100,8 +100,9 @@ fn e2e_pods_of_a_pool_sleep_and_are_woken_by_a_request_by_the_pool_and_by_an_ann
         // A request, which is not over yet.
         let mut stream = connect(cluster, &pods[0])?;
         write!(stream, "GET /count HTTP/1.1\r\n")?;
-        let status = until(cluster, |status| status.awake == 1 && status.dormant == 1).await?;
-        ensure!(status.wakes == 1 && status.failed_wakes == 0, "{status:?}");
+        let woken = |status: &WarmPoolStatus| (status.awake, status.dormant, status.wakes) == (1, 1, 1);
+        let status = until(cluster, woken).await?;
+        ensure!(status.failed_wakes == 0, "{status:?}");
         let time = status.wake_time.context("no wake time")?;
         ensure!(time.median_ms > 0 && time.median_ms == time.p95_ms, "{time:?}");
         drop(stream);
@@ -129,19 +130,86 @@ fn e2e_pods_of_a_pool_sleep_and_are_woken_by_a_request_by_the_pool_and_by_an_ann
         let pod = self::pods(cluster).await?.remove(0);
         let wakes = report(&pod).context("no report")?.wakes;
         annotate(cluster, &pod, names::WAKE_ANNOTATION, "1".into()).await?;
-        let woken = |pod: &Pod| {
-            report(pod).is_some_and(|report| report.wakes == wakes + 1 && report.wake.as_deref() == Some("1"))
+        let asleep = |pod: &Pod| {
+            report(pod).is_some_and(|report| {
+                (report.wakes, report.state) == (wakes + 1, SleepState::Dormant)
+                    && report.wake.as_deref() == Some("1")
+            })
         };
-        cluster.until(&pod.name_any(), PATIENCE, woken).await?;
-        until(cluster, |status| status.dormant == 2).await?;
+        cluster.until(&pod.name_any(), PATIENCE, asleep).await?;
         cluster.member.stack.kill_agent()?;
         cluster.member.stack.start_agent()?;
         annotate(cluster, &pod, names::WAKE_ANNOTATION, "2".into()).await?;
-        let again = |pod: &Pod| report(pod).is_some_and(|report| report.wake.as_deref() == Some("2"));
-        let pod = cluster.until(&pod.name_any(), PATIENCE, again).await?;
-        ensure!(report(&pod).is_some_and(|report| report.wakes == wakes + 2), "{:?}", pod.annotations());
+        let again = |pod: &Pod| {
+            report(pod).is_some_and(|report| report.wakes == wakes + 2 && report.wake.as_deref() == Some("2"))
+        };
+        cluster.until(&pod.name_any(), PATIENCE, again).await?;
         Ok(())
     });
+}
+
+#[test]
+fn e2e_an_image_that_fails_again_and_again_is_started_cold_at_once_and_everybody_hears_why() {
+    in_cluster("pool-fails", &[App::Cpython], async |cluster| {
+        let pods = dormant(cluster).await?;
+        // CRIU restores no process whose files have another size; the loader does not mind.
+        let grow = "find /var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots -name libc.so.6 \
+                    -exec sh -c 'echo >>\"$0\"' {} \\;";
+        cluster.node.run("sh", &["-c", grow])?;
+
+        // Thawed twice, then cold.
+        wait(cluster, &pods[0])?;
+        let status = until(cluster, |status| status.failed_wakes == 1).await?;
+        ensure!(status.wakes == 1 && says(&status, "Degraded", "AllWell"), "{status:?}");
+        let failures = events(cluster, &pods[0], "ThawFailed").await?;
+        ensure!(failures.len() == 1, "one for a kind of failure: {failures:?}");
+        let note = failures[0].note.as_deref().unwrap_or_default();
+        ensure!(note.contains("container app was not thawed") && note.contains("bytes"), "{note}");
+
+        // The third failure in a row: it is not tried once more, and not again.
+        wait(cluster, &pods[1])?;
+        let status = until(cluster, |status| says(status, "Degraded", "ImageQuarantined")).await?;
+        ensure!(status.conditions.iter().any(|c| c.type_ == "Degraded" && c.status == "True"), "{status:?}");
+        let failures = events(cluster, &pods[1], "ThawFailed").await?;
+        ensure!(failures.len() == 1 && failures[0].series.is_none(), "{failures:?}");
+        for pod in &pods {
+            ensure!(events(cluster, pod, "ImageQuarantined").await?.len() == 1, "{}", pod.name_any());
+        }
+        let ps = cluster.member.stack.woodfrog(&["ps"])?;
+        ensure!(ps.contains("3 thaws of it have failed in a row"), "{ps}");
+        Ok(())
+    });
+}
+
+/// Asks a pod until it answers; its first answer comes after a cold start.
+fn wait(cluster: &Cluster<'_>, pod: &Pod) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match cluster.get(pod, "/count") {
+            Ok(count) => {
+                ensure!(count == "1", "it was to start cold, but counts {count}");
+                return Ok(());
+            }
+            Err(e) => ensure!(Instant::now() < deadline, "no answer: {e:#}"),
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// The Events of a pod with this reason, of which there is one at least.
+async fn events(cluster: &Cluster<'_>, pod: &Pod, reason: &str) -> Result<Vec<Event>> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let events = cluster.api::<Event>().list(&ListParams::default()).await?.items;
+        let about = |event: &Event| event.regarding.as_ref().and_then(|about| about.uid.clone()) == pod.uid();
+        let found: Vec<_> =
+            events.into_iter().filter(|e| about(e) && e.reason.as_deref() == Some(reason)).collect();
+        if !found.is_empty() {
+            return Ok(found);
+        }
+        ensure!(Instant::now() < deadline, "no Event {reason} of {}", pod.name_any());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 fn is_kept(pod: &Pod) -> bool {

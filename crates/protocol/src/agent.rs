@@ -361,7 +361,7 @@ pub struct Container {
     /// `created`, `waiting`, `dormant`, `thawing`, `thawed`, `cold`, `freezing` or `exited`.
     #[prost(string, tag = "6")]
     pub state: String,
-    /// Why it started cold though its image is a checkpoint image; empty otherwise.
+    /// Why it started cold though its image is a checkpoint image, or would start cold now; empty otherwise.
     #[prost(string, tag = "7")]
     pub reason: String,
     /// PID of its application on the host, 0 if none runs.

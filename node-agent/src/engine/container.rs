@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
@@ -155,6 +155,8 @@ pub struct Container {
     /// Its time asleep and awake, if it stands by.
     pub(crate) standby_time: Option<StandbyTime>,
     metrics: Metrics,
+    /// Digest of its checkpoint image, once that has been read.
+    pub image_digest: OnceLock<String>,
     life: watch::Sender<Life>,
     log: Mutex<VecDeque<LogLine>>,
     orders: mpsc::Sender<Order>,
@@ -199,6 +201,7 @@ impl Container {
             standby: standby.clone().unwrap_or_default(),
             metrics: metrics.clone(),
             standby_time: matches!(standby, Ok(Some(_))).then(|| StandbyTime::new(metrics)),
+            image_digest: OnceLock::new(),
             life: watch::Sender::new(life),
             log: Mutex::default(),
             orders,

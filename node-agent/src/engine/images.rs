@@ -21,6 +21,7 @@ pub(super) type Images = Mutex<HashMap<(String, Vec<PathBuf>), Weak<Prepared>>>;
 pub(super) async fn read(engine: &Arc<Engine>, container: &Container) -> Result<Arc<Prepared>, ThawError> {
     let id = &container.info.id;
     let (layers, image) = tokio::try_join!(engine.runtime.layers(id), engine.runtime.image(id))?;
+    container.image_digest.get_or_init(|| image.digest.clone());
     let key = (image.digest.clone(), layers.lower.clone());
     let known = || engine.images.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(prepared) = known().get(&key).and_then(Weak::upgrade) {

@@ -24,6 +24,7 @@ pub mod preflight;
 pub mod preparation;
 pub mod prepared;
 pub mod publish;
+mod quarantine;
 pub mod restore_json;
 pub mod runtime;
 pub mod saves;
@@ -42,6 +43,7 @@ pub mod working_sets;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
 
 use tokio::sync::{broadcast, mpsc};
 use tracing::{info, warn};
@@ -60,6 +62,8 @@ pub use error::EngineError;
 use page_store::PageStore;
 use pager::PagerProgram;
 use publish::Publisher;
+use quarantine::Quarantine;
+pub use quarantine::Quarantined;
 use runtime::{Runtime, RuntimeError};
 use saves::Saves;
 use wake::{Change, WakeReason, What};
@@ -115,6 +119,7 @@ pub struct Engine {
     /// What this node can thaw.
     pub node: Compatibility,
     dirs: Dirs,
+    quarantine: Quarantine,
     containers: Mutex<BTreeMap<String, Arc<Container>>>,
     changes: broadcast::Sender<Change>,
 }
@@ -129,7 +134,7 @@ impl Engine {
         dirs: Dirs,
     ) -> Arc<Self> {
         let Means { criu, pager, page_store, activator, metrics, node } = means;
-        let (images, containers) = Default::default();
+        let (images, quarantine, containers) = Default::default();
         Arc::new(Self {
             runtime,
             publisher,
@@ -142,6 +147,7 @@ impl Engine {
             metrics,
             node,
             dirs,
+            quarantine,
             containers,
             changes: broadcast::Sender::new(wake::CHANGES),
         })
@@ -246,6 +252,25 @@ impl Engine {
         });
     }
 
+    /// Whether the image of a container is not thawed now, as far as it is known which one that is.
+    pub fn quarantined(&self, container: &Container) -> Option<Quarantined> {
+        self.quarantine.look(container.image_digest.get()?, Instant::now())
+    }
+
+    /// Draws conclusions from a thaw: `error` says why it has not come about.
+    fn judge(&self, container: &Container, error: Option<&thaw::ThawError>) {
+        let Some(digest) = container.image_digest.get() else { return };
+        let changed = match error {
+            None => !self.quarantine.is_empty() && self.quarantine.succeeded(digest),
+            Some(error) => self.quarantine.failed(digest, error, Instant::now()),
+        };
+        if changed {
+            let containers = self.containers();
+            let of_the_image = containers.iter().filter(|other| other.image_digest.get() == Some(digest));
+            of_the_image.for_each(|other| other.tell(What::Quarantine));
+        }
+    }
+
     /// Leaves nothing of a container that is no more.
     fn forget(&self, container: &Container) {
         if container.standby.is_some() {
@@ -274,7 +299,7 @@ impl Engine {
 
     /// The managed containers, for people.
     pub fn list(&self) -> Vec<Listed> {
-        self.containers().iter().map(|c| listed(c)).collect()
+        self.containers().iter().map(|c| listed(c, self.quarantined(c))).collect()
     }
 
     /// The managed containers.
@@ -381,12 +406,13 @@ fn is_named(container: &Container, name: &str) -> bool {
         || (name.len() >= 6 && info.id.starts_with(name))
 }
 
-fn listed(container: &Container) -> Listed {
+fn listed(container: &Container, quarantined: Option<Quarantined>) -> Listed {
     let life = container.life();
     let tree = match life.phasing {
         Phasing::Cold | Phasing::Thawed | Phasing::Frozen => tree::read(life.init, life.application).ok(),
         _ => None,
     };
+    let quarantine = quarantined.map(|quarantined| quarantined.why).unwrap_or_default();
     Listed {
         id: container.info.id.clone(),
         name: container.info.name.clone(),
@@ -394,7 +420,7 @@ fn listed(container: &Container) -> Listed {
         namespace: container.info.namespace.clone(),
         image: container.info.image.clone(),
         state: if life.freezing { "freezing" } else { life.phasing.as_str() }.into(),
-        reason: life.reason,
+        reason: Some(life.reason).filter(|reason| !reason.is_empty()).unwrap_or(quarantine),
         pid: tree.as_ref().and_then(|t| t.processes.first()).map_or(0, |p| p.pid),
         generation: life.generation,
         thaw_ms: (life.thaw_us.1 - life.thaw_us.0) as f64 / 1e3,

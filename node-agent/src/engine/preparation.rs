@@ -25,6 +25,8 @@ use super::{Engine, cgroups, images, standby};
 pub struct Preparation {
     work: AbortOnDropHandle<Result<Ready, ThawError>>,
     init: oneshot::Sender<i32>,
+    /// It is of a state that was saved, not of an image.
+    pub saved: bool,
 }
 
 /// All that is made ahead of time.
@@ -48,19 +50,19 @@ impl Preparation {
     pub fn begin(engine: &Arc<Engine>, container: &Arc<Container>) -> Self {
         let (init, connected) = oneshot::channel();
         let work = prepare(engine.clone(), container.clone(), connected);
-        Self { work: AbortOnDropHandle::new(tokio::spawn(work)), init }
+        Self { work: AbortOnDropHandle::new(tokio::spawn(work)), init, saved: false }
     }
 
     /// Of a container whose image has been read, and whose init is process `init`.
     pub fn of(engine: &Arc<Engine>, container: &Arc<Container>, prepared: Arc<Prepared>, init: i32) -> Self {
-        let (connected, _) = oneshot::channel();
+        let ((connected, _), saved) = (oneshot::channel(), prepared.saved);
         let (engine, container) = (engine.clone(), container.clone());
         let work = async move {
             let sharing = sharing(&engine, &container, &prepared);
             let (sharing, taken) = tokio::try_join!(sharing, take(&engine, init))?;
             furnish(&engine, prepared, sharing, taken).await
         };
-        Self { work: AbortOnDropHandle::new(tokio::spawn(work)), init: connected }
+        Self { work: AbortOnDropHandle::new(tokio::spawn(work)), init: connected, saved }
     }
 
     /// What was made for the init, which has connected and whose PID is known.

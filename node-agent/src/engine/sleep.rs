@@ -362,7 +362,7 @@ impl Sleeper<'_> {
             }
             match thawed {
                 Ok(hooks) => return Ok(Ok(hooks)),
-                Err(e) if left == 0 => return Ok(Err(e)),
+                Err(e) if left == 0 || matches!(e, ThawError::Quarantined(_)) => return Ok(Err(e)),
                 Err(e) => {
                     let again =
                         if was_saved { "it is thawed from its image" } else { "it is thawed once more" };

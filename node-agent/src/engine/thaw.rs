@@ -121,6 +121,9 @@ pub enum ThawError {
     /// A volume's contents.
     #[error(transparent)]
     Volume(#[from] woodfrog_image::LayOutError),
+    /// Its image has failed again and again, so it was not tried.
+    #[error("{0}")]
+    Quarantined(String),
     /// A bug.
     #[error("the agent failed inside: {0}")]
     Panic(#[from] JoinError),
@@ -140,6 +143,7 @@ impl ThawError {
             Self::Worker(_) => "criu-unavailable",
             Self::Lease(_) | Self::Link(_) => "init",
             Self::Volume(_) => "volume",
+            Self::Quarantined(_) => "quarantined",
             Self::Panic(_) => "internal",
         }
     }
@@ -176,8 +180,18 @@ pub async fn thaw(
     link: &mut Link,
     preparation: Preparation,
 ) -> Result<Thawed, ThawError> {
+    let from_image = !preparation.saved;
+    if from_image && let Some(quarantined) = engine.quarantined(container) {
+        return Err(ThawError::Quarantined(quarantined.why));
+    }
     let thawed = attempt(engine, container, link, preparation).await;
-    thawed.inspect_err(|e| container.thaw_failed(e.into()))
+    if let Err(e) = &thawed {
+        container.thaw_failed(e.into());
+    }
+    if from_image {
+        engine.judge(container, thawed.as_ref().err());
+    }
+    thawed
 }
 
 async fn attempt(

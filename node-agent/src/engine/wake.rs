@@ -205,6 +205,8 @@ pub enum What {
     Woke(Arc<Wake>),
     /// A thaw has failed.
     ThawFailed(Failure),
+    /// Whether its image is started cold for a while, see [`super::Engine::quarantined`].
+    Quarantine,
     /// It is no more.
     Removed,
 }

@@ -8,6 +8,7 @@ use tracing::debug;
 use woodfrog_api::names;
 
 use crate::control::Context;
+use crate::engine::Quarantined;
 use crate::engine::container::Container;
 use crate::engine::wake::{Failure, What};
 
@@ -26,26 +27,46 @@ pub(super) async fn tell(context: &Context) {
             Err(RecvError::Lagged(_)) => continue,
             Err(RecvError::Closed) => return,
         };
-        if let What::ThawFailed(failure) = &change.what
-            && let Some(container) = context.engine.by_token(&change.token)
-            && let Err(e) = recorder.publish(&event(&container, failure), &reference(&container)).await
+        let Some(container) = context.engine.by_token(&change.token) else { continue };
+        let event = match &change.what {
+            What::ThawFailed(failure) => Some(thaw_failed(&container, failure)),
+            What::Quarantine => {
+                context.engine.quarantined(&container).map(|why| quarantined(&container, &why))
+            }
+            _ => None,
+        };
+        if let Some(event) = event
+            && let Err(e) = recorder.publish(&event, &reference(&container)).await
         {
             debug!(container = %container.info.display(), "cannot write an Event: {e}");
         }
     }
 }
 
-fn event(container: &Container, failure: &Failure) -> Event {
+fn thaw_failed(container: &Container, failure: &Failure) -> Event {
     let (name, message) = (&container.info.name, &failure.message);
-    let mut note = format!("container {name} was not thawed: {message}; {}", advice(failure.category));
+    let note = format!("container {name} was not thawed: {message}; {}", advice(failure.category));
+    // One Event for each kind of failure.
+    warning("ThawFailed", failure.category, note)
+}
+
+fn quarantined(container: &Container, quarantined: &Quarantined) -> Event {
+    let (name, minutes) = (&container.info.name, quarantined.left.as_secs().div_ceil(60));
+    let note = format!(
+        "container {name}: {}; it is thawed again in {minutes} minutes, or make its Checkpoint anew",
+        quarantined.why
+    );
+    warning("ImageQuarantined", "quarantine", note)
+}
+
+fn warning(reason: &str, action: &str, mut note: String) -> Event {
     let end = (0..=note.len().min(MAX_NOTE)).rev().find(|end| note.is_char_boundary(*end)).unwrap_or(0);
     note.truncate(end);
     Event {
         type_: EventType::Warning,
-        reason: "ThawFailed".into(),
+        reason: reason.into(),
         note: Some(note),
-        // One Event for each kind of failure.
-        action: failure.category.into(),
+        action: action.into(),
         secondary: None,
     }
 }
@@ -56,7 +77,6 @@ fn advice(category: &str) -> &'static str {
         "incompatible" => "add nodes like the one where it was frozen, or freeze it on the least capable one",
         "image" | "volume" => "make its Checkpoint anew",
         "policy" | "seccomp" => "give the pod the security context with which it was frozen",
-        "quarantined" => "`woodfrog logs` on its node says what failed before; make its Checkpoint anew",
         _ => "`woodfrog logs` on its node says more",
     }
 }

@@ -9,7 +9,7 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::warn;
 use woodfrog_api::{SleepReport, SleepState, names};
 
@@ -22,6 +22,8 @@ use crate::engine::wake::WakeReason;
 
 /// The least time between two reports: what happens meanwhile is in the second.
 const PACE: Duration = Duration::from_secs(1);
+/// How long a change waits for another: that it is awake, and that the wake is over.
+const SETTLE: Duration = Duration::from_millis(100);
 /// The first and the longest wait after a report that was not taken.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
 
@@ -29,13 +31,18 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::fro
 pub(super) async fn follow(context: Context, mut pod: watch::Receiver<Meta>, nudge: Arc<Notify>) {
     let mut said = said(&pod.borrow());
     let mut tally = Tally::new(said.clone());
-    let (mut next, mut backoff) = (Instant::now(), BACKOFF.0);
+    let (mut next, mut backoff, mut due) = (Instant::now(), BACKOFF.0, false);
     loop {
         let meta = pod.borrow_and_update().clone();
         let containers = context.engine.sleepers(&meta.uid().unwrap_or_default());
         let woken = obey(&containers, &meta, tally.woken_for());
-        let report = tally.look(&containers, woken, Timestamp::now()).cloned();
-        let mut due = report.is_some() && report != said;
+        let quarantined = containers.iter().find_map(|container| context.engine.quarantined(container));
+        let (quarantine, left) = quarantined.map(|quarantined| (quarantined.why, quarantined.left)).unzip();
+        let report = tally.look(&containers, woken, quarantine, Timestamp::now()).cloned();
+        let was_due = std::mem::replace(&mut due, report.is_some() && report != said);
+        if due && !was_due {
+            next = next.max(Instant::now() + SETTLE);
+        }
         if let Some(report) = report.filter(|_| due && Instant::now() >= next) {
             match write(&context, &meta, &report).await {
                 Ok(()) => {
@@ -54,6 +61,7 @@ pub(super) async fn follow(context: Context, mut pod: watch::Receiver<Meta>, nud
             changed = pod.changed() => if changed.is_err() { return },
             () = nudge.notified() => {}
             () = sleep_until(next), if due => {}
+            () = sleep(left.unwrap_or_default()), if left.is_some() => {}
         }
     }
 }

@@ -31,11 +31,13 @@ impl Tally {
         self.report.as_ref()?.wake.as_deref()
     }
 
-    /// Looks at the pod's containers. `wake`: for which value of its annotation the pod has been woken. None: nothing is known yet.
+    /// Looks at the pod's containers. `wake`: for which value of its annotation the pod has been woken. `quarantine`: why its image is
+    /// started cold. None: nothing is known yet.
     pub(super) fn look(
         &mut self,
         containers: &[Arc<Container>],
         wake: Option<String>,
+        quarantine: Option<String>,
         now: Timestamp,
     ) -> Option<&SleepReport> {
         let lives: Vec<(&str, Life)> = containers.iter().map(|c| (c.token.as_str(), c.life())).collect();
@@ -45,7 +47,7 @@ impl Tally {
         if report.state != state {
             (report.state, report.since) = (state, Time(now));
         }
-        report.wake = wake;
+        (report.wake, report.quarantine) = (wake, quarantine);
         for (token, life) in &lives {
             let counted = self.counted.entry((*token).to_owned()).or_default();
             add(report, counted, &life.wakes);
@@ -69,10 +71,10 @@ fn begun(state: SleepState, now: Timestamp) -> SleepReport {
 /// A pod is awake if one of its containers is.
 fn state(phasings: impl Iterator<Item = Phasing>) -> Option<SleepState> {
     let known = phasings.filter_map(|phasing| match phasing {
-        Phasing::Thawing | Phasing::Thawed | Phasing::Cold => Some(SleepState::Awake),
+        Phasing::Thawed | Phasing::Cold => Some(SleepState::Awake),
         Phasing::Frozen => Some(SleepState::Frozen),
         Phasing::Dormant => Some(SleepState::Dormant),
-        Phasing::Created | Phasing::Waiting | Phasing::Exited => None,
+        Phasing::Created | Phasing::Waiting | Phasing::Thawing | Phasing::Exited => None,
     });
     known.min_by_key(|state| match state {
         SleepState::Awake => 0,
@@ -112,12 +114,12 @@ mod tests {
 
     #[test]
     fn a_pod_is_awake_if_one_of_its_containers_is() {
-        use Phasing::{Cold, Created, Dormant, Exited, Frozen, Thawing};
+        use Phasing::{Cold, Created, Dormant, Exited, Frozen, Thawed, Thawing};
         let of = |phasings: &[Phasing]| state(phasings.iter().copied());
-        assert_eq!(of(&[Created, Exited]), None);
+        assert_eq!(of(&[Created, Exited, Thawing]), None);
         assert_eq!(of(&[Created, Dormant]), Some(SleepState::Dormant));
         assert_eq!(of(&[Dormant, Frozen]), Some(SleepState::Frozen));
-        for awake in [Thawing, Cold] {
+        for awake in [Thawed, Cold] {
             assert_eq!(of(&[Dormant, awake, Frozen]), Some(SleepState::Awake));
         }
     }
