@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -266,6 +267,22 @@ pub(crate) enum Inside {
         /// Let `criu lazy-pages` bring its memory
         #[arg(long)]
         lazy: bool,
+    },
+    /// Restore it as soon as somebody connects, and pass bytes on
+    Proxy {
+        #[command(flatten)]
+        at: InContainer,
+        /// Where it listens
+        #[arg(long)]
+        to: SocketAddr,
+    },
+    /// Tell what containers that sleep and the agent use
+    Footprint {
+        /// The agent, as the node sees it
+        #[arg(long)]
+        agent: i32,
+        /// The containers' PIDs 1
+        inits: Vec<i32>,
     },
     /// Tell what the processes of a container use
     Usage {

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use woodfrog_testkubelet::http::PORT;
 use woodfrog_testnode::Node;
 
-use crate::clock::now_us;
+use crate::clock::{ms, now_us};
 
 /// A packet that is dropped while a restore holds its network lock must not cost the second until TCP sends it again.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(10);
@@ -76,4 +76,16 @@ fn once(ip: IpAddr) -> Result<()> {
         bail!("the answer is {:?}", String::from_utf8_lossy(status));
     }
     Ok(())
+}
+
+/// Milliseconds from the SYN to the first byte of the answer to `GET /`, from the calling thread's network namespace.
+pub(crate) fn first_byte(address: SocketAddr) -> Result<f64> {
+    let start = now_us();
+    let mut stream = TcpStream::connect_timeout(&address, ANSWER_TIMEOUT)?;
+    stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+    write!(stream, "GET / HTTP/1.0\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    stream.read_exact(&mut [0])?;
+    let ms = ms(start, now_us());
+    stream.read_to_end(&mut Vec::new())?;
+    Ok(ms)
 }

@@ -296,7 +296,7 @@ fn enter_cgroups(pid: i32) -> Result<()> {
 }
 
 /// The directories of a process's cgroups.
-fn cgroups(pid: i32) -> Result<Vec<PathBuf>> {
+pub(crate) fn cgroups(pid: i32) -> Result<Vec<PathBuf>> {
     let mut directories = Vec::new();
     for line in fs::read_to_string(format!("/proc/{pid}/cgroup"))?.lines() {
         let mut fields = line.splitn(3, ':').skip(1);

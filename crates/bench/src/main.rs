@@ -7,6 +7,7 @@ mod clock;
 mod cluster;
 mod contenders;
 mod demo;
+mod footprint;
 mod freeze;
 mod inside;
 mod modes;
@@ -14,7 +15,9 @@ mod node;
 mod operator;
 mod plots;
 mod progress;
+mod proxy;
 mod report;
+mod samples;
 mod shim;
 mod start;
 mod thaw;
@@ -51,6 +54,8 @@ fn run(command: Command) -> Result<ExitCode> {
                     json(&inside::dump(at.init, &at.images, leave_running)?)
                 }
                 Inside::Restore { at, lazy } => json(&inside::restore(at.init, &at.images, lazy)?),
+                Inside::Proxy { at, to } => json(&proxy::serve(at.init, &at.images, to)?),
+                Inside::Footprint { agent, inits } => json(&footprint::look(&inits, agent)?),
                 Inside::Run { command } => json(&inside::run(&command)?),
                 Inside::Usage { init } => json(&inside::usage(init)?),
             };

@@ -13,7 +13,7 @@ use crate::leaks::{self, Holdings};
 use crate::traffic::{get, on_node};
 
 const PODS: usize = 4;
-/// Shorter and longer pauses than this follow each other, so that requests come at any moment of falling asleep.
+/// Pauses are longer than this, by so much more or less that requests come at any moment of falling asleep.
 const IDLE: Duration = Duration::from_millis(100);
 /// What the applications have counted in their image.
 const COUNTED: u64 = 3;
@@ -114,8 +114,8 @@ fn client(ip: IpAddr, woken: &AtomicUsize, cycles: usize) -> Result<Seen> {
             ensure!(last.map(|last| last + 1) == Some(count), "{count} came after {last:?}: {seen:?}");
         }
         last = Some(count);
-        // From 50 to 350 ms, in steps that do not repeat for long.
-        std::thread::sleep(IDLE / 2 + Duration::from_millis(seen.answers * 37 % 301));
+        // Around the time at which it falls asleep, in steps that do not repeat for long: most find it asleep.
+        std::thread::sleep(IDLE + Duration::from_millis(seen.answers * 37 % 211));
     }
     Ok(seen)
 }

@@ -7,7 +7,7 @@
 use anyhow::{Context, Result};
 use async_trait::async_trait;
 use k8s_cri::v1::Mount;
-use woodfrog_testkubelet::PodSpec;
+use woodfrog_testkubelet::{Container, PodSpec};
 
 use super::{Contender, PATIENCE, Place, Value};
 use crate::client::FirstAnswer;
@@ -45,11 +45,11 @@ impl Memory {
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Criu {
-    place: Place,
+    pub(super) place: Place,
     workload: Workload,
     memory: Memory,
-    images: String,
-    state: State,
+    pub(super) images: String,
+    pub(super) state: State,
 }
 
 impl Criu {
@@ -69,18 +69,24 @@ impl Criu {
         container.remove().await?;
         Ok(Self { place, workload, memory, images, state })
     }
+
+    /// A container into which the application can be restored.
+    pub(super) async fn waiting(&self, way: &str) -> Result<Container> {
+        let spec = waiting(self.place.pod(&self.workload, way));
+        let tmp = spec.tmp_dir();
+        let pod = self.place.direct.sandbox(spec).await?;
+        self.place.copy(&format!("{}/tmp", self.images), &tmp)?;
+        let container = pod.create().await?;
+        container.start().await?;
+        Ok(container)
+    }
 }
 
 #[async_trait]
 impl Contender for Criu {
     async fn once(&self) -> Result<Vec<Value>> {
         let place = &self.place;
-        let spec = waiting(place.pod(&self.workload, self.memory.name()));
-        let tmp = spec.tmp_dir();
-        let pod = place.direct.sandbox(spec).await?;
-        place.copy(&format!("{}/tmp", self.images), &tmp)?;
-        let container = pod.create().await?;
-        container.start().await?;
+        let container = self.waiting(self.memory.name()).await?;
         let init = container.pid().await?.to_string();
         let answer = FirstAnswer::from(&place.node, container.ip(), PATIENCE);
         let mut arguments = vec!["restore", "--init", &init, "--images", &self.images];

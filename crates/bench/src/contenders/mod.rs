@@ -6,6 +6,7 @@
 pub(crate) mod cold;
 pub(crate) mod containerd;
 pub(crate) mod criu;
+pub(crate) mod proxy;
 pub(crate) mod runc;
 pub(crate) mod waiting;
 pub(crate) mod woodfrog;

@@ -19,14 +19,16 @@ use crate::workload::{State, Workload, warm_up};
 pub(crate) struct Woodfrog {
     place: Place,
     workload: Workload,
-    image: String,
-    state: State,
+    /// The reference of its image.
+    pub(crate) image: String,
+    /// What is in it.
+    pub(crate) state: State,
     frozen: Frozen,
 }
 
 /// What `woodfrog freeze --output json` prints, as far as it is used here.
 #[derive(Debug, Deserialize)]
-pub(crate) struct Frozen {
+struct Frozen {
     images: Vec<FrozenImage>,
     total_ms: f64,
 }
@@ -150,12 +152,7 @@ impl Contender for Woodfrog {
 }
 
 /// Warms an application up and freezes it.
-pub(crate) async fn freeze(
-    place: &Place,
-    container: &Container,
-    image: &str,
-    memory: &str,
-) -> Result<(State, Frozen)> {
+async fn freeze(place: &Place, container: &Container, image: &str, memory: &str) -> Result<(State, Frozen)> {
     FirstAnswer::from(&place.node, container.ip(), PATIENCE).at().await?;
     let state = warm_up(&place.node, container.ip())?;
     let freeze = ["freeze", &container.id, "--image", image, "--memory", memory, "--output", "json"];

@@ -11,12 +11,13 @@ use serde::Deserialize;
 use woodfrog_testkubelet::Container;
 
 use self::args::FreezeArgs;
-use self::results::{Sample, Samples};
+use self::results::Sample;
 use crate::client::FirstAnswer;
 use crate::clock::{ms, now_us};
 use crate::contenders::{PATIENCE, Place};
 use crate::inside;
-use crate::progress::{Bar, Progress};
+use crate::progress::Bar;
+use crate::samples::{self, Samples};
 use crate::workload::{State, Workload, warm_up};
 
 /// In the node, on a tmpfs: what plain CRIU and zstd write.
@@ -46,25 +47,19 @@ struct Phase {
 /// Measures all and prints the tables.
 pub(crate) async fn run(place: Place, args: &FreezeArgs) -> Result<ExitCode> {
     place.node.run("sh", &["-c", "[ -e /run/criu.kdat ] || criu check"])?;
-    let workloads = args.workloads();
-    let progress = Progress::new();
-    let bars: Vec<Bar> =
-        workloads.iter().map(|workload| progress.bar(workload.name(), u64::from(args.runs))).collect();
-    let mut all = Vec::new();
-    for (workload, bar) in workloads.iter().zip(&bars) {
-        bar.say("warm up");
+    let measure = async |workload: &Workload, bar: &Bar| {
         let measured = measure(&place, workload, args.runs, bar).await;
         place.node.run("rm", &["-rf", DIRECTORY])?;
-        all.push(measured.with_context(|| workload.name().to_owned())?);
-        bar.finish();
-    }
+        measured
+    };
+    let all = samples::each(&args.workloads(), args.runs, measure).await?;
     println!("{}\n\n{}", results::table(&all), results::phases(&all));
     println!("Medians of {} rounds, in each of which one process is dumped and frozen.", args.runs);
     args.node.write(&results::json(&all))?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn measure(place: &Place, workload: &Workload, runs: u32, bar: &Bar) -> Result<Samples> {
+async fn measure(place: &Place, workload: &Workload, runs: u32, bar: &Bar) -> Result<Samples<Sample>> {
     let container = place.shim.run(place.pod(workload, "freeze").managed()).await?;
     FirstAnswer::from(&place.node, container.ip(), PATIENCE).at().await?;
     let state = warm_up(&place.node, container.ip())?;

@@ -5,8 +5,8 @@ use std::fmt;
 use comfy_table::Table;
 use serde_json::{Value as Json, json};
 
-use crate::clock::median;
 use crate::report;
+use crate::samples::{Samples, rounded};
 
 /// One round: times in milliseconds.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,26 +39,7 @@ impl fmt::Display for Sample {
     }
 }
 
-/// All rounds of one application.
-#[derive(Debug)]
-pub(super) struct Samples {
-    application: String,
-    rounds: Vec<Sample>,
-}
-
-impl Samples {
-    pub(super) fn new(application: &str) -> Self {
-        Self { application: application.to_owned(), rounds: Vec::new() }
-    }
-
-    pub(super) fn add(&mut self, sample: Sample) {
-        self.rounds.push(sample);
-    }
-
-    fn median(&self, of: impl Fn(&Sample) -> f64) -> f64 {
-        median(&self.rounds.iter().map(of).collect::<Vec<_>>()).unwrap_or(f64::NAN)
-    }
-
+impl Samples<Sample> {
     /// Names of phases and their medians, in order.
     fn phases(&self) -> Vec<(String, f64)> {
         let names = self.rounds.first().map_or(&[][..], |first| &first.phases).iter().map(|phase| &phase.0);
@@ -80,7 +61,7 @@ impl Samples {
 }
 
 /// The medians of each application.
-pub(super) fn table(all: &[Samples]) -> Table {
+pub(super) fn table(all: &[Samples<Sample>]) -> Table {
     let mut table = report::table();
     table.set_header([
         "application",
@@ -117,9 +98,10 @@ pub(super) fn table(all: &[Samples]) -> Table {
 }
 
 /// The phases of the freezes.
-pub(super) fn phases(all: &[Samples]) -> Table {
+pub(super) fn phases(all: &[Samples<Sample>]) -> Table {
     let mut table = report::table();
-    let names = all.first().map(Samples::phases).unwrap_or_default().into_iter().map(|phase| phase.0);
+    let names =
+        all.first().map(Samples::<Sample>::phases).unwrap_or_default().into_iter().map(|phase| phase.0);
     table.set_header(["phases".to_owned()].into_iter().chain(names).collect::<Vec<_>>());
     for samples in all {
         let cells = samples.phases().into_iter().map(|phase| format!("{:.1} ms", phase.1));
@@ -130,8 +112,7 @@ pub(super) fn phases(all: &[Samples]) -> Table {
 }
 
 /// A list of objects of medians.
-pub(super) fn json(all: &[Samples]) -> Json {
-    let rounded = |value: f64| (value * 1e3).round() / 1e3;
+pub(super) fn json(all: &[Samples<Sample>]) -> Json {
     all.iter()
         .map(|samples| {
             let ms = |of: fn(&Sample) -> f64| rounded(samples.median(of));

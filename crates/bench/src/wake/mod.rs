@@ -1,11 +1,12 @@
-//! `woodfrog-bench wake`: a client's SYN to a dormant pod until the first byte of the answer.
+//! `woodfrog-bench wake`: a client's SYN to a pod that sleeps until the first byte of the answer, and what such pods cost.
 
 pub(crate) mod args;
+mod density;
 mod results;
 
-use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
@@ -13,14 +14,17 @@ use woodfrog_testkubelet::http::PORT;
 use woodfrog_testkubelet::{Container, PodSpec};
 
 use self::args::WakeArgs;
-use self::results::{Sample, Samples};
-use crate::clock::{ms, now_us};
+use self::results::Sample;
+use crate::args::Mode;
+use crate::client::first_byte;
 use crate::contenders::cold::Cold;
-use crate::contenders::woodfrog::{freeze, woodfrog};
-use crate::contenders::{Contender as _, PATIENCE, Place};
-use crate::progress::{Bar, Progress};
+use crate::contenders::proxy::Proxy;
+use crate::contenders::woodfrog::{Woodfrog, woodfrog};
+use crate::contenders::{Contender, PATIENCE, Place};
+use crate::progress::Bar;
 use crate::report::Metric;
-use crate::workload::{State, Workload};
+use crate::samples::{self, Samples};
+use crate::workload::Workload;
 
 /// A container of `woodfrog ps --output json`, as far as it is used here.
 #[derive(Debug, Deserialize)]
@@ -31,64 +35,71 @@ struct Managed {
     thaw_ms: f64,
 }
 
-/// Measures all and prints the table.
+/// Measures all and prints the tables.
 pub(crate) async fn run(place: Place, args: &WakeArgs) -> Result<ExitCode> {
     let workloads = args.workloads();
-    let progress = Progress::new();
-    let bars: Vec<Bar> =
-        workloads.iter().map(|workload| progress.bar(workload.name(), u64::from(args.runs))).collect();
-    let mut all = Vec::new();
-    for (workload, bar) in workloads.iter().zip(&bars) {
-        bar.say("freeze");
-        all.push(
-            measure(&place, workload, args.runs, bar).await.with_context(|| workload.name().to_owned())?,
-        );
-        bar.finish();
+    let timed = if args.runs > 0 { &workloads[..] } else { &[] };
+    let measure = async |workload: &Workload, bar: &Bar| measure(&place, workload, args.runs, bar).await;
+    let all = samples::each(timed, args.runs, measure).await?;
+    if !all.is_empty() {
+        println!("{}", results::table(&all));
+        println!("Medians of {} rounds, client's SYN to the first byte.", args.runs);
     }
-    println!("{}", results::table(&all));
-    println!("Medians of {} rounds, client's SYN to the first byte.", args.runs);
-    args.node.write(&results::json(&all))?;
+    let density = match workloads.first() {
+        Some(workload) if args.pods > 0 => Some(density::measure(&place, workload, args.pods).await?),
+        _ => None,
+    };
+    if let Some(density) = &density {
+        println!("{density}");
+    }
+    args.node.write(&results::json(&all, density.as_ref()))?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn measure(place: &Place, workload: &Workload, runs: u32, bar: &Bar) -> Result<Samples> {
-    let image = workload.frozen_image("dormant");
-    let container = place.shim.run(place.pod(workload, "freeze").managed()).await?;
-    let frozen = freeze(place, &container, &image, "copied").await;
-    container.remove().await?;
-    let (state, _) = frozen?;
-    place.shim.pull(&image).await?;
-    let mut spec = PodSpec { image: image.clone(), ..place.pod(workload, "dormant") };
-    spec.annotations.insert("woodfrog.dev/standby".into(), "Dormant".into());
-    // The first thaw on a node records what an application wants first.
-    once(place, &spec, &state).await?;
+async fn measure(place: &Place, workload: &Workload, runs: u32, bar: &Bar) -> Result<Samples<Sample>> {
+    let ours = Woodfrog::prepare(place.clone(), workload.clone(), Mode::Copied).await?;
+    let proxy = Proxy::prepare(place.clone(), workload.clone()).await?;
     let cold = Cold::new(place.clone(), workload.clone());
+    // The first thaw on a node records what an application wants first.
+    ours.once().await?;
     let mut samples = Samples::new(workload.name());
     for _ in 0..runs {
-        let (dormant_ms, awake_ms, thaw_ms) = once(place, &spec, &state).await?;
-        let values = cold.once().await?;
-        let cold_ms =
-            values.iter().find(|value| value.0 == Metric::Response).map_or(f64::NAN, |value| value.1);
-        let sample = Sample { dormant_ms, awake_ms, thaw_ms, cold_ms };
+        let (dormant_ms, awake_ms, thaw_ms) = dormant(place, workload, &ours).await?;
+        let sample = Sample {
+            dormant_ms,
+            awake_ms,
+            thaw_ms,
+            frozen_ms: frozen(place, workload, &ours).await?,
+            bare_ms: response(&ours).await?,
+            proxy_ms: proxy.first_byte().await?,
+            cold_ms: response(&cold).await?,
+        };
         bar.done(&sample.to_string());
         samples.add(sample);
     }
-    place.shim.remove_image(&image).await?;
+    proxy.clean().await?;
+    ours.clean().await?;
     Ok(samples)
 }
 
+/// Milliseconds to the response of another way.
+async fn response(contender: &impl Contender) -> Result<f64> {
+    let values = contender.once().await?;
+    values.iter().find(|value| value.0 == Metric::Response).map(|value| value.1).context("no response")
+}
+
 /// First byte of a dormant pod, of the same one awake, and the thaw in between; milliseconds.
-async fn once(place: &Place, spec: &PodSpec, state: &State) -> Result<(f64, f64, f64)> {
-    let container = place.shim.run(spec.clone()).await?;
+async fn dormant(place: &Place, workload: &Workload, ours: &Woodfrog) -> Result<(f64, f64, f64)> {
+    let container = place.shim.run(standby(place, workload, ours, "Dormant", "dormant")).await?;
     let measured = async {
-        let slept = managed(place, &container)?;
-        ensure!(slept.state == "dormant", "it is {}, not dormant: {}", slept.state, slept.reason);
-        let (dormant, awake) = place.node.in_network(|| {
-            Ok::<_, anyhow::Error>((first_byte(container.ip())?, first_byte(container.ip())?))
-        })??;
+        expect(&managed(place, &container)?, "dormant")?;
+        let address = SocketAddr::new(container.ip(), PORT);
+        let (dormant, awake) = place
+            .node
+            .in_network(|| Ok::<_, anyhow::Error>((first_byte(address)?, first_byte(address)?)))??;
         let woken = managed(place, &container)?;
-        ensure!(woken.state == "thawed", "it is {}, not thawed: {}", woken.state, woken.reason);
-        state.check(&place.node, container.ip())?;
+        expect(&woken, "thawed")?;
+        ours.state.check(&place.node, container.ip())?;
         Ok((dormant, awake, woken.thaw_ms))
     };
     let measured = measured.await;
@@ -96,20 +107,46 @@ async fn once(place: &Place, spec: &PodSpec, state: &State) -> Result<(f64, f64,
     measured
 }
 
+/// First byte of a frozen pod, in milliseconds.
+async fn frozen(place: &Place, workload: &Workload, ours: &Woodfrog) -> Result<f64> {
+    let container = place.shim.run(standby(place, workload, ours, "Frozen", "frozen")).await?;
+    let measured = async {
+        until(place, &container, "frozen").await?;
+        let ms = place.node.in_network(|| first_byte(SocketAddr::new(container.ip(), PORT)))??;
+        expect(&managed(place, &container)?, "thawed")?;
+        ours.state.check(&place.node, container.ip())?;
+        Ok(ms)
+    };
+    let measured = measured.await;
+    container.remove().await?;
+    measured
+}
+
+/// A pod of the image that stands by as `kind` says.
+fn standby(place: &Place, workload: &Workload, ours: &Woodfrog, kind: &str, way: &str) -> PodSpec {
+    let mut spec = PodSpec { image: ours.image.clone(), ..place.pod(workload, way) };
+    spec.annotations.insert("woodfrog.dev/standby".into(), kind.into());
+    spec
+}
+
+fn expect(managed: &Managed, state: &str) -> Result<()> {
+    ensure!(managed.state == state, "it is {}, not {state}: {}", managed.state, managed.reason);
+    Ok(())
+}
+
+async fn until(place: &Place, container: &Container, state: &str) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let expected = expect(&managed(place, container)?, state);
+        if expected.is_ok() || Instant::now() > deadline {
+            return expected;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 fn managed(place: &Place, container: &Container) -> Result<Managed> {
     let output = woodfrog(place, &["ps", "--output", "json"])?;
     let all: Vec<Managed> = serde_json::from_str(&output).with_context(|| output.clone())?;
     all.into_iter().find(|m| m.id == container.id).with_context(|| format!("{} is not listed", container.id))
-}
-
-/// Milliseconds from the SYN to the first byte of the answer to `GET /`.
-fn first_byte(ip: IpAddr) -> Result<f64> {
-    let start = now_us();
-    let mut stream = TcpStream::connect_timeout(&SocketAddr::new(ip, PORT), PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    write!(stream, "GET / HTTP/1.0\r\nHost: {ip}\r\nConnection: close\r\n\r\n")?;
-    stream.read_exact(&mut [0])?;
-    let ms = ms(start, now_us());
-    stream.read_to_end(&mut Vec::new())?;
-    Ok(ms)
 }
