@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 use woodfrog_criu::Toolchain;
@@ -39,6 +40,7 @@ pub fn run(command: Command) -> Result<()> {
 }
 
 async fn agent(args: RunArgs) -> Result<()> {
+    all_descriptors();
     let saves = args.state_dir.join("saves");
     let dirs = Dirs {
         freezes: args.state_dir.join("freezes"),
@@ -100,6 +102,14 @@ async fn agent(args: RunArgs) -> Result<()> {
         () = server::serve(listener, engine.clone()) => Ok(()),
         ended = control => ended,
         ended = end() => ended,
+    }
+}
+
+/// Raises the limit of open files as far as it goes. A container that sleeps takes about 8, and the usual limit is 1024.
+fn all_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(e) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        warn!("the agent can hold no more than {:?} files open: {e}", limit.current);
     }
 }
 

@@ -12,7 +12,7 @@ use crate::traffic::{get, on_node};
 
 #[test]
 fn node_many_dormant_pods_woken_at_once_all_answer_and_none_starts_cold() {
-    let count = crate::number("WOODFROG_PODS", 12);
+    let count = crate::number("WOODFROG_PODS", 8);
     in_world("stress-crowd", &[App::Synthetic], async |world| {
         let warm = world.warm(PodSpec::new("warm", &App::Synthetic.reference()).args(&["4", "2"])).await?;
         ensure!(warm.get("/count")? == "1");

@@ -28,7 +28,7 @@ struct Seen {
 
 #[test]
 fn node_pods_sleep_and_wake_under_traffic_and_lose_no_answer_and_leak_nothing() {
-    let cycles = crate::number("WOODFROG_CYCLES", 40);
+    let cycles = crate::number("WOODFROG_CYCLES", 24);
     in_world("stress-cycles", &[App::Synthetic], async |world| {
         let pods = pods(world).await?;
         // Whatever is made once is there after one cycle each.

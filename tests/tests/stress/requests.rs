@@ -14,12 +14,12 @@ use crate::traffic::{Kept, connect, get, head, on_node};
 
 const IDLE: Duration = Duration::from_millis(300);
 /// How long each answer takes, and each client is silent.
-const LONG: Duration = Duration::from_millis(1500);
+const LONG: Duration = Duration::from_millis(1200);
 
 const HTTP2_PORT: u16 = 8081;
 
 /// In the places of [`LONG`] in what the servers below do.
-const SECONDS: &str = "1.5";
+const SECONDS: &str = "1.2";
 
 /// Answers after a while (`/slow`), in pieces (`/drip`), and at once; keeps connections.
 pub(crate) const PYTHON: &str = "import http.server as h, time
@@ -183,7 +183,7 @@ fn http2_kept(world: &World<'_>, ip: IpAddr) -> Result<()> {
     let url = url(ip, HTTP2_PORT, "/");
     let body = curl(
         world,
-        &["--http2-prior-knowledge", "--rate", "40/m", "--write-out", "%{num_connects}", &url, &url],
+        &["--http2-prior-knowledge", "--rate", "50/m", "--write-out", "%{num_connects}", &url, &url],
     )?;
     ensure!(body == "well1well0", "it is one connection: {body:?}");
     Ok(())

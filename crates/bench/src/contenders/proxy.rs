@@ -32,9 +32,9 @@ impl Proxy {
     pub(crate) async fn first_byte(&self) -> Result<f64> {
         let place = &self.criu.place;
         let container = self.criu.waiting("proxy").await?;
-        let (mut proxy, output) = self.start(&container).await?;
+        let (mut proxy, mut output) = self.start(&container).await?;
         let mut port = String::new();
-        BufReader::new(output).read_line(&mut port)?;
+        output.read_line(&mut port)?;
         let address =
             SocketAddr::from((Ipv4Addr::LOCALHOST, port.trim().parse().context("the proxy's port")?));
         let ms = place.node.in_network(|| first_byte(address))?;
@@ -45,7 +45,7 @@ impl Proxy {
         ms
     }
 
-    async fn start(&self, container: &Container) -> Result<(Child, ChildStdout)> {
+    async fn start(&self, container: &Container) -> Result<(Child, BufReader<ChildStdout>)> {
         let place = &self.criu.place;
         let mut command = place.node.command(&format!("{}/woodfrog-bench", place.binaries));
         command.args(["inside", "proxy", "--init", &container.pid().await?.to_string()]);
@@ -57,7 +57,7 @@ impl Proxy {
         ]);
         let mut proxy = command.stdout(Stdio::piped()).spawn()?;
         let output = proxy.stdout.take().context("no pipe")?;
-        Ok((proxy, output))
+        Ok((proxy, BufReader::new(output)))
     }
 
     /// Removes the dump.
