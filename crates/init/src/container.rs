@@ -98,14 +98,24 @@ fn only_zombies() -> std::io::Result<bool> {
         if pid == std::process::id() {
             continue;
         }
-        // `PID (name) STATE …`; a process that has gone meanwhile has no file.
+        // A process that has gone meanwhile has no file.
         let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
-        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-        if !matches!(state, Some('Z' | 'X')) {
+        if !is_others_zombie(&stat) {
             return Ok(false);
         }
     }
     Ok(true)
+}
+
+/// Whether a process, by its `/proc/PID/stat`, has ended with all of its threads and waits for a parent that is outside. One whose first
+/// thread alone has ended is a zombie by name, but holds its sockets, and one whose parent is here keeps its PID until it is reaped.
+fn is_others_zombie(stat: &str) -> bool {
+    let Some((_, fields)) = stat.rsplit_once(") ") else { return false };
+    let mut fields = fields.split(' ');
+    let (state, parent, threads) = (fields.next(), fields.next(), fields.nth(15));
+    matches!(state, Some("Z" | "X"))
+        && parent == Some("0")
+        && threads.and_then(|threads| threads.parse().ok()).is_some_and(|threads: u32| threads <= 1)
 }
 
 /// Runs the container's life; init's exit code.
@@ -288,5 +298,24 @@ fn serve(init: &mut Machine<Container>, now: Instant) {
         if asked.answer(&Facts { generation, image, can_checkpoint: init.can_checkpoint() }) {
             init.is_warm();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_others_zombie;
+
+    #[test]
+    fn a_zombie_is_left_to_others_only_if_it_is_theirs_and_has_no_thread_left() {
+        let stat = |state: &str, parent: u32, threads: u32| {
+            format!(
+                "300 (a) b) {state} {parent} 300 300 0 -1 4194308 0 0 0 0 1 2 0 0 20 0 {threads} 0 77 0 0"
+            )
+        };
+        assert!(is_others_zombie(&stat("Z", 0, 1)));
+        assert!(!is_others_zombie(&stat("Z", 0, 2)), "a thread still holds its sockets");
+        assert!(!is_others_zombie(&stat("Z", 1, 1)), "it is init's to reap");
+        assert!(!is_others_zombie(&stat("S", 0, 1)));
+        assert!(!is_others_zombie(""));
     }
 }
