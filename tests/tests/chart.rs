@@ -26,6 +26,9 @@ const NAMESPACE: &str = "woodfrog-system";
 /// Every right that the chart gives: to whom, where (`*`: in all namespaces), on what, which verbs.
 const RIGHTS: &[(&str, &str, &str, &str)] = &[
     ("agent", "*", "/nodes", "patch"),
+    ("agent", "*", "/pods", "list watch"),
+    ("agent", "*", "/pods/status", "patch"),
+    ("agent", "*", "events.k8s.io/events", "create patch"),
     ("agent", "*", "woodfrog.dev/checkpoints", "list watch"),
     ("agent", "*", "woodfrog.dev/checkpoints/status", "patch"),
     ("operator", "*", "/nodes", "list"),
