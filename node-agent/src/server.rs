@@ -117,6 +117,10 @@ async fn answer(
         Some(request::Kind::Wake(wake)) => {
             engine.wake(&wake.container, WakeReason::of(&wake)).await.map(response::Kind::Started)
         }
+        Some(request::Kind::WakeAll(all)) => engine
+            .wake_all(all.for_good)
+            .await
+            .map(|containers| response::Kind::Containers(Containers { containers, ..Containers::default() })),
         None => Err(EngineError::Unknown),
     };
     result.unwrap_or_else(|e| {

@@ -39,6 +39,7 @@ Examples:
   woodfrog check shop/web
   woodfrog freeze shop/web --image registry.example/shop/web:warm
   woodfrog wake shop/web
+  woodfrog wake --all
   woodfrog inspect registry.example/shop/web:warm --output json";
 
 /// How results are written.
@@ -74,7 +75,16 @@ pub(crate) enum Action {
     /// Wake a dormant container, and say how long that took
     Wake {
         /// The container
-        container: String,
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        container: Option<String>,
+
+        /// All of this node that sleep
+        #[arg(long)]
+        all: bool,
+
+        /// None of this node falls asleep any more until the agent starts anew, and its rules in front of them go
+        #[arg(long, requires = "all")]
+        for_good: bool,
     },
     /// Put Woodfrog between kubelet and containerd on this host, or take it away
     Node(node::Args),

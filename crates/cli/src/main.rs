@@ -38,7 +38,8 @@ fn main() -> ExitCode {
         Action::Check(check) => check::run(socket, format, check),
         Action::Inspect(inspect) => inspect::run(format, inspect),
         Action::Logs { container } => logs::run(socket, format, container),
-        Action::Wake { container } => wake::run(socket, format, container),
+        Action::Wake { container: Some(container), .. } => wake::run(socket, format, container),
+        Action::Wake { for_good, .. } => wake::all(socket, format, for_good),
         Action::Node(node) => node::run(format, node),
     };
     done.unwrap_or_else(|failure| failure.report())

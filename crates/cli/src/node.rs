@@ -12,10 +12,11 @@ use woodfrog_installer::kubelet::Mode;
 use woodfrog_installer::{
     Host, Install, Patience, Root, Status, Systemctl, Uninstall, Uninstalled, install, status, uninstall,
 };
+use woodfrog_protocol::paths;
 
 use crate::args::Format;
 use crate::failure::Failure;
-use crate::output;
+use crate::{output, wake};
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Args {
@@ -131,7 +132,9 @@ fn run_install(format: Format, host: &mut Host<'_>, args: InstallArgs) -> Result
 }
 
 fn run_uninstall(format: Format, host: &mut Host<'_>, args: UninstallArgs) -> Result<(), Failure> {
-    let done = uninstall(host, &Uninstall { only: args.only, kubelet_is_back: args.kubelet_is_back })?;
+    let agent = host.root.path(paths::AGENT_SOCKET);
+    let options = Uninstall { only: args.only, kubelet_is_back: args.kubelet_is_back };
+    let done = uninstall(host, &options, &mut || wake::before_the_end(&agent))?;
     let (result, text) = match &done {
         Uninstalled::Nothing => ("nothing", "nothing is installed".to_owned()),
         Uninstalled::Upgraded { version } => {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use serde_json::json;
-use woodfrog_protocol::agent::{Outcome, Wake, WokenBy, request, response};
+use woodfrog_protocol::agent::{Container, Outcome, Wake, WakeAll, WokenBy, request, response};
 
 use crate::args::Format;
 use crate::client;
@@ -29,4 +29,39 @@ pub(crate) fn run(socket: &Path, format: Format, container: String) -> Result<Ex
         Format::Table => output::line(&format!("{container}: {state}: {}", started.reason))?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Wakes all that sleep; see [`WakeAll::for_good`].
+pub(crate) fn all(socket: &Path, format: Format, for_good: bool) -> Result<ExitCode, Failure> {
+    let woken = ask_all(socket, for_good)?;
+    match format {
+        Format::Json => output::json(&woken)?,
+        Format::Table => {
+            for woken in woken {
+                output::line(&format!("{}/{}/{}: {}", woken.namespace, woken.pod, woken.name, woken.state))?;
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Before the shim goes from a node, and its agent with it. Where no agent answers, which is said, those that sleep cannot be woken.
+pub(crate) fn before_the_end(socket: &Path) -> Result<(), String> {
+    match ask_all(socket, true) {
+        Ok(_) => Ok(()),
+        Err(e @ Failure::Unreachable { .. }) => {
+            eprintln!("no container is woken: {e}");
+            Ok(())
+        }
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+/// Those that slept, as they are awake.
+fn ask_all(socket: &Path, for_good: bool) -> Result<Vec<Container>, Failure> {
+    let request = request::Kind::WakeAll(WakeAll { for_good });
+    match client::ask_and_watch(socket, request, &mut |_| {})? {
+        response::Kind::Containers(woken) => Ok(woken.containers),
+        _ => client::unexpected(socket),
+    }
 }

@@ -24,6 +24,12 @@ pub enum Error {
         /// The host's root.
         root: PathBuf,
     },
+    /// Containers sleep whom nobody would wake.
+    #[error("not all containers that sleep are awake: {reason}; delete their pods, or run this again")]
+    Asleep {
+        /// The agent's word.
+        reason: String,
+    },
     /// Another installer is at work.
     #[error("another installer holds {}: wait for it and run this again", path.display())]
     Busy {

@@ -38,11 +38,15 @@ pub enum Uninstalled {
 }
 
 /// Points kubelet back at the container runtime and removes the shim. Managed containers go on running: their control
-/// directories stay, and the binaries that they run.
+/// directories stay, and the binaries that they run. Before anything is changed, `wake_all` has the agent wake those that sleep.
 ///
 /// # Errors
 /// What stands against it, or what failed; then kubelet still goes through the shim.
-pub fn uninstall(host: &mut Host<'_>, options: &Uninstall) -> Result<Uninstalled, Error> {
+pub fn uninstall(
+    host: &mut Host<'_>,
+    options: &Uninstall,
+    wake_all: &mut dyn FnMut() -> Result<(), String>,
+) -> Result<Uninstalled, Error> {
     let _lock = host.lock()?;
     let record = Record::read(&host.root)?;
     let current = binaries::current(&host.root);
@@ -57,6 +61,7 @@ pub fn uninstall(host: &mut Host<'_>, options: &Uninstall) -> Result<Uninstalled
         return Ok(Uninstalled::Nothing);
     }
     host.check_systemd()?;
+    wake_all().map_err(|reason| Error::Asleep { reason })?;
     let by_hand = record.as_ref().is_some_and(|record| record.kubelet.is_none());
     match kubelet::find(&host.root) {
         Ok(found) if found.is_shim() => point_back(host, &found, record.as_ref())?,

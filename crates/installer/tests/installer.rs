@@ -216,10 +216,16 @@ fn the_end_of_a_release_that_was_upgraded_is_no_uninstallation() {
     let version = host.install().unwrap().version;
     let before = host.snapshot();
     let options = Uninstall { only: Some(kept.path().to_owned()), kubelet_is_back: false };
-    assert_eq!(uninstall(&mut host.host(), &options).unwrap(), Uninstalled::Upgraded { version });
+    assert_eq!(
+        uninstall(&mut host.host(), &options, &mut || Ok(())).unwrap(),
+        Uninstalled::Upgraded { version }
+    );
     assert_eq!(host.snapshot(), before);
     let options = Uninstall { only: Some(host.release("2")), kubelet_is_back: false };
-    assert!(matches!(uninstall(&mut host.host(), &options).unwrap(), Uninstalled::Done { .. }));
+    assert!(matches!(
+        uninstall(&mut host.host(), &options, &mut || Ok(())).unwrap(),
+        Uninstalled::Done { .. }
+    ));
 }
 
 #[test]
@@ -328,6 +334,17 @@ fn what_stands_against_it_is_found_before_anything_is_changed() {
 }
 
 #[test]
+fn nothing_is_changed_while_containers_sleep() {
+    let mut host = Fixture::new();
+    host.install().unwrap();
+    let before = host.snapshot();
+    let mut refuses = || Err("shop/web/app sleeps".to_owned());
+    let refused = uninstall(&mut host.host(), &Uninstall::default(), &mut refuses);
+    assert!(matches!(refused, Err(Error::Asleep { .. })));
+    assert_eq!(host.snapshot(), before);
+}
+
+#[test]
 fn a_kubelet_that_is_pointed_by_hand_keeps_its_shim_until_it_is_pointed_back() {
     let mut host = Fixture::new();
     let options = woodfrog_installer::Install { kubelet: Mode::ByHand, ..host.options() };
@@ -336,7 +353,10 @@ fn a_kubelet_that_is_pointed_by_hand_keeps_its_shim_until_it_is_pointed_back() {
     assert!(host.status().agrees);
     assert!(matches!(host.uninstall(), Err(Error::ByHand)));
     let options = Uninstall { kubelet_is_back: true, only: None };
-    assert!(matches!(uninstall(&mut host.host(), &options).unwrap(), Uninstalled::Done { .. }));
+    assert!(matches!(
+        uninstall(&mut host.host(), &options, &mut || Ok(())).unwrap(),
+        Uninstalled::Done { .. }
+    ));
 }
 
 #[test]

@@ -12,7 +12,7 @@ pub use crate::init::Empty;
 #[derive(Clone, PartialEq, Message)]
 pub struct Request {
     /// The question.
-    #[prost(oneof = "request::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
+    #[prost(oneof = "request::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
     pub kind: Option<request::Kind>,
 }
 
@@ -52,6 +52,9 @@ pub mod request {
         /// From the command and the shim: wake this container. Answered with `Started` once it is awake.
         #[prost(message, tag = "10")]
         Wake(Wake),
+        /// From the command: wake all that sleep. Answered with `Containers`, those that slept, once they are awake.
+        #[prost(message, tag = "11")]
+        WakeAll(WakeAll),
     }
 }
 
@@ -147,6 +150,14 @@ pub struct Wake {
     /// Who asks.
     #[prost(enumeration = "WokenBy", tag = "3")]
     pub by: i32,
+}
+
+/// See [`request::Kind::WakeAll`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Message)]
+pub struct WakeAll {
+    /// None falls asleep any more as long as this agent lives, and nothing is left of it before their packets. Answered once that is so.
+    #[prost(bool, tag = "1")]
+    pub for_good: bool,
 }
 
 /// Who asks for a wake.

@@ -106,6 +106,8 @@ pub struct Life {
     pub thaw_us: (u64, u64),
     /// How it woke, each time.
     pub wakes: Wakes,
+    /// Rules look at packets to it.
+    pub guarded: bool,
     /// Bytes of memory in its image, if it stands by.
     pub image_bytes: u64,
     /// It is not to fall asleep.
@@ -188,6 +190,7 @@ impl Container {
             thaw_phases: Vec::new(),
             thaw_us: (0, 0),
             wakes: Wakes::default(),
+            guarded: false,
             image_bytes: 0,
             kept_awake: false,
         };

@@ -45,7 +45,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
-use tokio::sync::{broadcast, mpsc};
+use futures::StreamExt as _;
+use tokio::sync::{broadcast, mpsc, watch};
 use tracing::{info, warn};
 use woodfrog_criu::Toolchain;
 use woodfrog_image::Compatibility;
@@ -68,6 +69,9 @@ use runtime::{Runtime, RuntimeError};
 use saves::Saves;
 use wake::{Change, WakeReason, What};
 use working_sets::WorkingSets;
+
+/// How many containers are thawed at a time when all are woken.
+const WOKEN_AT_ONCE: usize = 8;
 
 /// Where things lie; the defaults are those of [`paths`].
 #[derive(Clone, Debug)]
@@ -121,6 +125,8 @@ pub struct Engine {
     dirs: Dirs,
     quarantine: Quarantine,
     containers: Mutex<BTreeMap<String, Arc<Container>>>,
+    /// No container may sleep any more.
+    wide_awake: watch::Sender<bool>,
     changes: broadcast::Sender<Change>,
 }
 
@@ -149,6 +155,7 @@ impl Engine {
             dirs,
             quarantine,
             containers,
+            wide_awake: watch::Sender::new(false),
             changes: broadcast::Sender::new(wake::CHANGES),
         })
     }
@@ -230,6 +237,36 @@ impl Engine {
     pub async fn wake(&self, name: &str, reason: WakeReason) -> Result<Started, EngineError> {
         let life = self.find(name)?.wake(reason).await.map_err(EngineError::NoConnection)?;
         Ok(Started { outcome: life.outcome().unwrap_or(Outcome::Unknown).into(), reason: life.reason })
+    }
+
+    /// Wakes all containers that sleep, and says which they were, as they are then. If it is `for_good`, none falls asleep any more,
+    /// and no rules are left.
+    ///
+    /// # Errors
+    /// One has no connection to its init; the others are awake.
+    pub async fn wake_all(&self, for_good: bool) -> Result<Vec<Listed>, EngineError> {
+        if for_good {
+            self.wide_awake.send_replace(true);
+        }
+        let containers = self.containers().into_iter();
+        let sleepers: Vec<_> = containers.filter(|container| container.is_asleep()).collect();
+        let wakes = sleepers.into_iter().map(|container| async move {
+            container.wake(WakeReason::Command).await.map(|_| container)
+        });
+        let woken: Vec<Result<Arc<Container>, String>> =
+            futures::stream::iter(wakes).buffered(WOKEN_AT_ONCE).collect().await;
+        if for_good {
+            for container in self.containers() {
+                container.when(|life| !life.guarded || life.phasing == Phasing::Exited).await;
+            }
+        }
+        let woken: Vec<_> = woken.into_iter().collect::<Result<_, _>>().map_err(EngineError::NoConnection)?;
+        Ok(woken.iter().map(|c| listed(c, self.quarantined(c))).collect())
+    }
+
+    /// Becomes true when no container may sleep any more.
+    fn wide_awake(&self) -> watch::Receiver<bool> {
+        self.wide_awake.subscribe()
     }
 
     /// kubelet stops a container.

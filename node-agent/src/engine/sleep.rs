@@ -85,6 +85,8 @@ enum End {
 enum Awake {
     /// There was nothing to do.
     Idle,
+    /// It may not sleep any more.
+    ForGood,
     /// It is over.
     Ended,
 }
@@ -184,6 +186,9 @@ impl Keeper<'_> {
         thawed: bool,
     ) -> Result<Bed, String> {
         let listeners = Listeners::of(&prepared.images);
+        if *self.engine.wide_awake().borrow() {
+            return Err("nothing sleeps here any more".into());
+        }
         if listeners.is_empty() {
             return Err("its image listens on no port, so that no packet could wake it".into());
         }
@@ -211,6 +216,7 @@ impl Keeper<'_> {
             let _ = freezer.as_ref().map(Freezer::release);
             format!("packets to it cannot be held: {e}")
         })?;
+        self.container.update(|life| life.guarded = true);
         Ok(Bed { gate, freezer: freezer.map(Arc::new), asleep })
     }
 }
@@ -226,31 +232,35 @@ impl Sleeper<'_> {
         }
         let init = link.pid;
         let remove = async |mut gate: Gate, cold: Option<Waking>| {
-            if let Some(waking) = cold {
-                until_it_listens(&mut gate, init, &Listeners::of(&prepared.images)).await?;
-                tokio::select! {
-                    () = hooks::postponed(&*keeper.engine.runtime, keeper.container) => {}
-                    broken = gate.hold_others() => match broken? {},
+            let removed = async {
+                if let Some(waking) = cold {
+                    until_it_listens(&mut gate, init, &Listeners::of(&prepared.images)).await?;
+                    tokio::select! {
+                        () = hooks::postponed(&*keeper.engine.runtime, keeper.container) => {}
+                        broken = gate.hold_others() => match broken? {},
+                    }
+                    gate.release()?;
+                    keeper.container.woke(waking.over(WakeOutcome::Cold, Vec::new()));
                 }
-                gate.release()?;
-                keeper.container.woke(waking.over(WakeOutcome::Cold, Vec::new()));
+                gate.remove().await.map_err(io::Error::other)
+            };
+            if let Err(e) = removed.await {
+                keeper.container.note(format!("its rules are left: {e}"));
             }
-            gate.remove().await.map_err(io::Error::other)
+            keeper.container.update(|life| life.guarded = false);
         };
-        let (removed, ended) = match end {
-            Ok(End::StaysAwake) => tokio::join!(remove(gate, None), keeper.attend(&mut link, orders)),
+        match end {
+            Ok(End::StaysAwake) => tokio::join!(remove(gate, None), keeper.attend(&mut link, orders)).1,
             Ok(End::Cold(waking)) => {
-                tokio::join!(remove(gate, Some(waking)), keeper.attend(&mut link, orders))
+                tokio::join!(remove(gate, Some(waking)), keeper.attend(&mut link, orders)).1
             }
             // One that is still there connects again, and finds its rules.
-            Err(e) if Path::new(&format!("/proc/{init}")).exists() => (Ok(()), Err(e)),
-            Ok(End::Ended) => (remove(gate, None).await, Ok(())),
-            Err(e) => (remove(gate, None).await, Err(e)),
-        };
-        if let Err(e) = removed {
-            keeper.container.note(format!("its rules are left: {e}"));
+            Err(e) if Path::new(&format!("/proc/{init}")).exists() => Err(e),
+            ended => {
+                remove(gate, None).await;
+                ended.map(|_| ())
+            }
         }
-        ended
     }
 
     async fn sleep_and_wake(
@@ -274,8 +284,10 @@ impl Sleeper<'_> {
                 patience = self.patience();
             }
             let Some((timeout, at_least)) = patience else { return Ok(End::StaysAwake) };
-            if let Awake::Ended = self.be_awake(timeout, at_least, orders).await? {
-                return Ok(End::Ended);
+            match self.be_awake(timeout, at_least, orders).await? {
+                Awake::Idle => {}
+                Awake::ForGood => return Ok(End::StaysAwake),
+                Awake::Ended => return Ok(End::Ended),
             }
             asleep = true;
         }
@@ -283,6 +295,9 @@ impl Sleeper<'_> {
 
     /// After how long without anything to do it falls asleep, and how long it is awake at least. None: it stays awake.
     fn patience(&self) -> Option<(Duration, Duration)> {
+        if *self.keeper.engine.wide_awake().borrow() {
+            return None;
+        }
         Some((self.standby.idle_timeout?, self.standby.min_awake))
     }
 
@@ -386,6 +401,7 @@ impl Sleeper<'_> {
         orders: &mut mpsc::Receiver<Order>,
     ) -> Result<Awake, LinkError> {
         let earliest = Instant::now() + at_least;
+        let mut wide_awake = self.keeper.engine.wide_awake();
         loop {
             let Self { keeper, link, gate, prepared, .. } = self;
             gate.ajar(node_addresses()).await.map_err(io::Error::other)?;
@@ -395,6 +411,7 @@ impl Sleeper<'_> {
             tokio::select! {
                 attended = keeper.attend(link, orders) => return attended.map(|()| Awake::Ended),
                 quiet = quiet(keeper.container, gate, &mut watch, timeout, earliest) => quiet?,
+                Ok(_) = wide_awake.wait_for(|wide_awake| *wide_awake) => return Ok(Awake::ForGood),
             }
             // A connection of the last moment is seen now, and one after it is held.
             gate.shut(node_addresses()).await.map_err(io::Error::other)?;

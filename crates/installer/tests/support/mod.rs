@@ -284,7 +284,7 @@ impl Fixture {
     }
 
     pub(crate) fn uninstall(&mut self) -> Result<Uninstalled, Error> {
-        uninstall(&mut self.host(), &Uninstall::default())
+        uninstall(&mut self.host(), &Uninstall::default(), &mut || Ok(()))
     }
 
     pub(crate) fn status(&mut self) -> Status {
