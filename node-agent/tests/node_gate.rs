@@ -160,3 +160,35 @@ async fn node_ajar_everything_passes_at_once_while_the_gate_opens_and_shuts() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn node_while_hooks_run_the_pod_s_own_packets_pass_and_others_wait() {
+    if !is_root() {
+        return;
+    }
+    let net = Arc::new(Net::new().await);
+    let _listener = net.listen();
+    let mut gate = net.gate().await;
+    gate.shut(node_addresses()).await.unwrap();
+    let client = net.clone();
+    let connecting = tokio::task::spawn_blocking(move || client.connect(Duration::from_secs(30)));
+    gate.knock().await.unwrap();
+    let hook = net.clone();
+    let asking = tokio::task::spawn_blocking(move || {
+        netns::within(hook.pod.pid(), || {
+            for ip in ["127.0.0.1", POD] {
+                let address = SocketAddr::new(ip.parse().unwrap(), 80);
+                TcpStream::connect_timeout(&address, Duration::from_secs(30))?;
+            }
+            Ok::<_, io::Error>(())
+        })
+    });
+    tokio::select! {
+        asked = asking => asked.unwrap().expect("a hook reaches the application"),
+        broken = gate.hold_others() => match broken.unwrap() {},
+    }
+    assert!(!connecting.is_finished(), "nobody else is answered yet");
+    gate.release().unwrap();
+    connecting.await.unwrap().expect("it is answered when the hooks have ended");
+    gate.remove().await.unwrap();
+}

@@ -250,9 +250,9 @@ impl Engine {
         }
         let containers = self.containers().into_iter();
         let sleepers: Vec<_> = containers.filter(|container| container.is_asleep()).collect();
-        let wakes = sleepers.into_iter().map(|container| async move {
-            container.wake(WakeReason::Command).await.map(|_| container)
-        });
+        let wakes = sleepers
+            .into_iter()
+            .map(|container| async move { container.wake(WakeReason::Command).await.map(|_| container) });
         let woken: Vec<Result<Arc<Container>, String>> =
             futures::stream::iter(wakes).buffered(WOKEN_AT_ONCE).collect().await;
         if for_good {
@@ -322,6 +322,11 @@ impl Engine {
     /// Where the pager of a container that shares memory is asked how things stand.
     fn standing(&self, container: &Container) -> PathBuf {
         self.dirs.pagers.join(&container.token)
+    }
+
+    /// How many images are in quarantine.
+    pub(crate) fn quarantined_images(&self) -> usize {
+        self.quarantine.count(Instant::now())
     }
 
     /// The page store's budget in bytes, if there is one.

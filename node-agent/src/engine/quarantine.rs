@@ -61,6 +61,11 @@ impl Quarantine {
         Some(Quarantined { why, left })
     }
 
+    /// How many images are not to be thawed now.
+    pub(super) fn count(&self, now: Instant) -> usize {
+        self.lock().values().filter(|failing| failing.until > now).count()
+    }
+
     /// A thaw has failed. Whether the image is not to be thawed from now on.
     pub(super) fn failed(&self, digest: &str, error: &ThawError, now: Instant) -> bool {
         if !is_of_the_image(error) {

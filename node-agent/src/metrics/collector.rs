@@ -59,6 +59,12 @@ impl Collector for Standing {
         gauge("memory_saved_bytes", "Memory of the images of containers that are dormant", found.saved)?;
         let held = found.queues.iter().map(|(_, queue)| queue.held).sum();
         gauge("queued_packets", "Packets that are held now", held)?;
+        let quarantined = engine.quarantined_images() as u64;
+        gauge(
+            "quarantined_images",
+            "Images that are started cold for a while, for their thaws failed",
+            quarantined,
+        )?;
         if let Some(budget) = engine.page_store_budget() {
             let images = engine.stored();
             let bytes = images.iter().map(|image| image.bytes).sum();
