@@ -105,7 +105,7 @@ async fn agent(args: RunArgs) -> Result<()> {
     }
 }
 
-/// Raises the limit of open files as far as it goes. A container that sleeps takes about 8, and the usual limit is 1024.
+/// Raises the limit of open files as far as it goes. A container that sleeps takes 6, and the usual limit is 1024.
 fn all_descriptors() {
     let limit = getrlimit(Resource::Nofile);
     if let Err(e) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
