@@ -34,7 +34,7 @@ pub enum Busy {
     Asked,
     /// It computes.
     Computing,
-    /// Other processes are in its container: a command of `kubectl exec`.
+    /// Other processes are in its container for longer than between two looks: a command of `kubectl exec`, and hardly a probe.
     Guests(usize),
 }
 
@@ -46,6 +46,8 @@ pub struct Idle {
     listeners: Listeners,
     last: Counters,
     probes: u64,
+    /// Other processes that were in its container.
+    guests: BTreeSet<i32>,
 }
 
 impl Idle {
@@ -56,7 +58,7 @@ impl Idle {
     pub fn watch(init: i32, application: i32, listeners: Listeners, probes: u64) -> io::Result<Self> {
         let last = tree::read(init, application).and_then(|tree| counters(init, &tree));
         let last = last.map_err(io::Error::other)?;
-        Ok(Self { init, application, listeners, last, probes })
+        Ok(Self { init, application, listeners, last, probes, guests: BTreeSet::new() })
     }
 
     /// Why it was not idle since the last look; none: it was. `probes` is the gate's count by now.
@@ -84,7 +86,18 @@ impl Idle {
             return Ok(Some(Busy::Connections(open)));
         }
         let guests = self.guests(&tree)?;
-        Ok((guests > 0).then_some(Busy::Guests(guests)))
+        let staying = guests.intersection(&self.guests).count();
+        self.guests = guests;
+        Ok((staying > 0).then_some(Busy::Guests(staying)))
+    }
+
+    /// Whether it has a guest at this moment, whom sleep would end.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn has_guests(&self) -> io::Result<bool> {
+        let tree = tree::read(self.init, self.application).map_err(io::Error::other)?;
+        Ok(!self.guests(&tree).map_err(io::Error::other)?.is_empty())
     }
 
     /// Connections of the application, and those to its ports that it has not accepted yet or that outlive their descriptor.
@@ -102,7 +115,7 @@ impl Idle {
     }
 
     /// Processes in the container's cgroup that are neither its init nor the application's, nor a pager: that is in the agent's PID namespace.
-    fn guests(&self, tree: &Tree) -> ProcResult<usize> {
+    fn guests(&self, tree: &Tree) -> ProcResult<BTreeSet<i32>> {
         let ours: BTreeSet<i32> =
             tree.processes.iter().map(|process| process.pid).chain([self.init]).collect();
         let mut found = BTreeSet::new();
@@ -118,7 +131,7 @@ impl Idle {
         }
         let namespace = |pid: i32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
         let inside = namespace(self.init);
-        Ok(found.difference(&ours).filter(|pid| namespace(**pid) == inside).count())
+        Ok(found.difference(&ours).copied().filter(|pid| namespace(*pid) == inside).collect())
     }
 }
 

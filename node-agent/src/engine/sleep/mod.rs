@@ -12,39 +12,31 @@
 //!
 //! Whatever makes it impossible to hold packets has the container thawed at once, and then it stays awake.
 
+mod falling_asleep;
+mod waking;
+
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::task::{block_in_place, spawn_blocking};
-use tracing::debug;
-use woodfrog_protocol::agent::Hook;
-use woodfrog_protocol::init::{Exiting, Hello, Reason, Start, Started, State, from_init, to_init};
+use woodfrog_protocol::init::{Exiting, Hello, Start, State, from_init, to_init};
 
-use super::container::{Container, Order, Phasing};
-use super::freeze::Busy;
+use super::container::{Order, Phasing};
 use super::freezer::Freezer;
 use super::keeper::Keeper;
 use super::link::{Link, LinkError};
 use super::preparation::{self, Preparation};
 use super::prepared::Prepared;
-use super::saves::Saved;
-use super::standby::{OnIdle, Rest, Standby};
-use super::thaw::ThawError;
+use super::standby::{Rest, Standby};
 use super::wake::{WakeOutcome, WakeReason, Waking};
 use super::{hooks, images, netns};
-use crate::activator::{Gate, Listeners, idle};
-use crate::metrics::Occasion;
+use crate::activator::{Gate, Listeners};
+use falling_asleep::Awake;
+use waking::until_it_listens;
 
-/// How often an image is thawed for one wake before the command is started instead.
-const TRIES: u32 = 2;
-/// How long a cold start may take to listen, before packets to it are let through all the same.
-const LISTENS_WITHIN: Duration = Duration::from_secs(120);
-/// How long an init may take to end an application.
-const ASLEEP_WITHIN: Duration = Duration::from_secs(15);
 /// How long a container that is to be frozen must have had nothing to do after its first thaw.
 const SETTLED: Duration = Duration::from_secs(1);
 
@@ -78,16 +70,6 @@ enum End {
     /// It could not be thawed, and its command is started instead.
     Cold(Waking),
     /// The container is no more.
-    Ended,
-}
-
-/// How a time awake ended.
-enum Awake {
-    /// There was nothing to do.
-    Idle,
-    /// It may not sleep any more.
-    ForGood,
-    /// It is over.
     Ended,
 }
 
@@ -333,218 +315,9 @@ impl Sleeper<'_> {
             }
         }
     }
-
-    /// Wakes it and lets in who waits. The inner error: it does not thaw.
-    async fn wake(&mut self, waking: &Waking) -> Result<Result<(), ThawError>, LinkError> {
-        let container = self.keeper.container;
-        let (outcome, phases, hooks) = match &self.freezer {
-            Some(freezer) => {
-                freezer.release()?;
-                container.update(|life| life.phasing = Phasing::Thawed);
-                (WakeOutcome::Released, Vec::new(), Vec::new())
-            }
-            None => match self.thaw().await? {
-                Ok(hooks) => (WakeOutcome::Thawed, container.life().thaw_phases, hooks),
-                Err(e) => return Ok(Err(e)),
-            },
-        };
-        // Before anybody else they may ask the application.
-        tokio::select! {
-            () = self.keeper.run_hooks(Occasion::Wake, &hooks) => {}
-            broken = self.gate.hold_others() => match broken? {},
-        }
-        self.gate.release()?;
-        container.woke(waking.over(outcome, phases));
-        Ok(Ok(()))
-    }
-
-    /// Thaws it, and says which hooks are to be run now. The inner error: it does not thaw.
-    async fn thaw(&mut self) -> Result<Result<Vec<Hook>, ThawError>, LinkError> {
-        let Self { keeper, link, prepared, saved, gate, .. } = self;
-        let saves = &keeper.engine.dirs.saves;
-        let mut left = TRIES;
-        loop {
-            left -= 1;
-            let from = saved.take().unwrap_or_else(|| prepared.clone());
-            let was_saved = from.saved;
-            let preparation = Preparation::of(keeper.engine, keeper.container, from, link.pid);
-            let thawed = tokio::select! {
-                thawed = keeper.try_thaw(link, preparation, Occasion::Wake) => thawed?,
-                broken = gate.hold() => match broken? {},
-            };
-            if was_saved {
-                saves.forget(keeper.container);
-            }
-            match thawed {
-                Ok(hooks) => return Ok(Ok(hooks)),
-                Err(e) if left == 0 || matches!(e, ThawError::Quarantined(_)) => return Ok(Err(e)),
-                Err(e) => {
-                    let again =
-                        if was_saved { "it is thawed from its image" } else { "it is thawed once more" };
-                    keeper.container.note(format!("{again}, for that failed: {e}"));
-                    let message = e.to_string();
-                    link.send(to_init::Kind::Sleep(Reason { message }), None).await?;
-                    if let Some(started) = asleep(link).await? {
-                        keeper.is_cold(started);
-                        return Ok(Err(e));
-                    }
-                }
-            }
-        }
-    }
-
-    /// Until there has been nothing to do for `timeout`, not before it has been awake for `at_least`, and it sleeps.
-    async fn be_awake(
-        &mut self,
-        mut timeout: Duration,
-        at_least: Duration,
-        orders: &mut mpsc::Receiver<Order>,
-    ) -> Result<Awake, LinkError> {
-        let earliest = Instant::now() + at_least;
-        let mut wide_awake = self.keeper.engine.wide_awake();
-        loop {
-            let Self { keeper, link, gate, prepared, .. } = self;
-            gate.ajar(node_addresses()).await.map_err(io::Error::other)?;
-            let (application, listeners) =
-                (keeper.container.life().application, Listeners::of(&prepared.images));
-            let mut watch = idle::Idle::watch(link.pid, application, listeners, gate.probes)?;
-            tokio::select! {
-                attended = keeper.attend(link, orders) => return attended.map(|()| Awake::Ended),
-                quiet = quiet(keeper.container, gate, &mut watch, timeout, earliest) => quiet?,
-                Ok(_) = wide_awake.wait_for(|wide_awake| *wide_awake) => return Ok(Awake::ForGood),
-            }
-            // A connection of the last moment is seen now, and one after it is held.
-            gate.shut(node_addresses()).await.map_err(io::Error::other)?;
-            let life = keeper.container.life();
-            if life.freezing || life.kept_awake || block_in_place(|| watch.look(gate.probes))?.is_some() {
-                continue;
-            }
-            match self.fall_asleep(&format!("nothing to do for {timeout:?}")).await? {
-                Ok(()) => return Ok(Awake::Idle),
-                Err(why) => {
-                    self.keeper.container.note(format!("stays awake: {why}"));
-                    timeout = timeout.saturating_mul(2);
-                }
-            }
-        }
-    }
-
-    /// Puts it to sleep. The inner error: why it is still awake.
-    async fn fall_asleep(&mut self, reason: &str) -> Result<Result<(), String>, LinkError> {
-        self.keeper.container.note(format!("falls asleep: {reason}"));
-        match self.standby.rest {
-            Rest::Frozen => self.hold().await,
-            Rest::Dormant(OnIdle::Save) => self.save(reason).await,
-            Rest::Dormant(OnIdle::Discard) => self.end(reason).await.map(Ok),
-        }
-    }
-
-    /// Has its init end the application and wait for the next thaw.
-    async fn end(&mut self, reason: &str) -> Result<(), LinkError> {
-        self.link.send(to_init::Kind::Sleep(Reason { message: reason.into() }), None).await?;
-        asleep(&mut self.link).await.map(drop)
-    }
-
-    /// Dumps the application and ends it.
-    async fn save(&mut self, reason: &str) -> Result<Result<(), String>, LinkError> {
-        let Keeper { engine, container } = self.keeper;
-        let _busy = match Busy::begin(container) {
-            Ok(busy) => busy,
-            Err(e) => return Ok(Err(e.to_string())),
-        };
-        self.link.begin_dump().await?;
-        match engine.dirs.saves.save(engine, container, &self.prepared).await {
-            Ok(Saved { prepared, dump }) => {
-                container.note(format!(
-                    "{:.1} MB of memory are saved",
-                    prepared.record.memory_bytes() as f64 / 1e6
-                ));
-                self.saved = Some(prepared);
-                self.end(reason).await?;
-                // Whatever becomes of it: what it held is no more.
-                let _ = dump.ended().await;
-                Ok(Ok(()))
-            }
-            Err(e) => {
-                self.link.send(to_init::Kind::EndDump(Default::default()), None).await?;
-                Ok(Err(format!("it cannot be saved: {e}")))
-            }
-        }
-    }
-
-    /// Holds the application with the cgroup freezer.
-    async fn hold(&mut self) -> Result<Result<(), String>, LinkError> {
-        let Some(freezer) = self.freezer.clone() else { return Ok(Err("it has no cgroup freezer".into())) };
-        let held =
-            spawn_blocking(move || freezer.hold().map(|()| freezer)).await.map_err(io::Error::other)?;
-        let freezer = match held {
-            Ok(freezer) => freezer,
-            Err(e) => return Ok(Err(format!("it cannot be frozen: {e}"))),
-        };
-        let container = self.keeper.container.clone();
-        // It sleeps already; what the kernel can take back is a gain.
-        drop(spawn_blocking(move || match freezer.reclaim() {
-            Ok(bytes) => container.note(format!("{:.1} MB of its memory are given back", bytes as f64 / 1e6)),
-            Err(e) => debug!(container = %container.info.display(), "its memory is not given back: {e}"),
-        }));
-        Ok(Ok(()))
-    }
 }
 
 /// None: probes are then taken for traffic, which is the safe side.
 fn node_addresses() -> Vec<IpAddr> {
     netns::addresses(1).unwrap_or_default()
-}
-
-/// Holds packets until the application listens, after a cold start.
-async fn until_it_listens(gate: &mut Gate, init: i32, listeners: &Listeners) -> io::Result<()> {
-    let until = Instant::now() + LISTENS_WITHIN;
-    while !idle::listens(init, listeners) && Instant::now() < until {
-        tokio::select! {
-            broken = gate.hold() => match broken? {},
-            // The kernel tells nobody that somebody listens.
-            () = tokio::time::sleep(Duration::from_millis(20)) => {}
-        }
-    }
-    Ok(())
-}
-
-/// Returns when there was nothing to do for `timeout`, not before `earliest`.
-async fn quiet(
-    container: &Container,
-    gate: &mut Gate,
-    watch: &mut idle::Idle,
-    timeout: Duration,
-    earliest: Instant,
-) -> io::Result<()> {
-    let every = (timeout / 4).clamp(Duration::from_millis(50), Duration::from_secs(5));
-    let mut since = Instant::now();
-    loop {
-        tokio::select! {
-            broken = gate.watch() => match broken? {},
-            () = tokio::time::sleep(every) => {}
-        }
-        let busy = block_in_place(|| watch.look(gate.probes))?;
-        let life = container.life();
-        if busy.is_some() || life.freezing || life.kept_awake || life.memory_pending {
-            tracing::trace!(?busy, "stays awake");
-            since = Instant::now();
-        } else if since.elapsed() >= timeout && Instant::now() >= earliest {
-            return Ok(());
-        }
-    }
-}
-
-/// Waits until an init that was told to sleep does. Some: it has started the command meanwhile.
-async fn asleep(link: &mut Link) -> Result<Option<Started>, LinkError> {
-    let heard = async {
-        loop {
-            match link.next().await? {
-                from_init::Kind::Asleep(_) => return Ok(None),
-                from_init::Kind::Started(started) => return Ok(Some(started)),
-                _ => {}
-            }
-        }
-    };
-    tokio::time::timeout(ASLEEP_WITHIN, heard).await.unwrap_or(Err(LinkError::Silent("Sleep")))
 }
