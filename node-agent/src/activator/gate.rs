@@ -19,7 +19,7 @@ use tracing::debug;
 use super::kubelet;
 use super::listeners::Listeners;
 use super::packet::Packet;
-use super::queue::Queue;
+use super::queue::{MAX_HELD, MAX_HELD_DATAGRAMS, Queue};
 use super::responder::{self, Answers, Responder};
 use super::rules::{Backend, Matches, PREFIX, Rules, RulesError};
 use crate::engine::netns;
@@ -116,12 +116,13 @@ impl Activator {
         let alive: Vec<String> = alive.iter().map(|token| self::chain(token)).collect();
         let (backend, namespace, first) = (self.backend, Arc::new(netns::of(pid)?), first_queue(token));
         let entered = namespace.clone();
+        let max_held = if listeners.udp.is_empty() { MAX_HELD } else { MAX_HELD_DATAGRAMS };
         let opened = spawn_blocking(move || {
             netns::inside(&entered, || {
                 for dead in backend.chains()?.iter().filter(|chain| !alive.contains(chain)) {
                     backend.remove(dead)?;
                 }
-                Ok::<_, GateError>((open_queue(first)?, responder::listen()?))
+                Ok::<_, GateError>((open_queue(first, max_held)?, responder::listen()?))
             })
         });
         let ((queue, number), listening) = opened.await??;
@@ -328,11 +329,11 @@ fn first_queue(token: &str) -> u16 {
 
 /// Opens the first queue from this number on that nobody has, such as another container of the pod, in the calling thread's network
 /// namespace.
-fn open_queue(first: u16) -> io::Result<(OwnedFd, u16)> {
+fn open_queue(first: u16, max_held: u32) -> io::Result<(OwnedFd, u16)> {
     let numbers = (0..QUEUES_TRIED).map(|more| first.wrapping_add(more));
     let mut last = io::Error::from(io::ErrorKind::NotFound);
     for number in numbers {
-        match Queue::open(number) {
+        match Queue::open(number, max_held) {
             Ok(queue) => return Ok((queue, number)),
             Err(e) if matches!(e.kind(), io::ErrorKind::ResourceBusy | io::ErrorKind::PermissionDenied) => {
                 last = e

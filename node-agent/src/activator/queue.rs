@@ -18,7 +18,9 @@ use woodfrog_sys::ready::Ready;
 use super::rules::PROBE_MARK;
 
 /// Held packets beyond this are dropped, and come again. A client's retransmission is the limit's price.
-const MAX_HELD: u32 = 4096;
+pub(super) const MAX_HELD: u32 = 4096;
+/// The same where datagrams come, each of which may have 64 KiB.
+pub(super) const MAX_HELD_DATAGRAMS: u32 = 512;
 /// How much of a packet is looked at: an IPv6 header, some extensions, a TCP header with options.
 const LOOKED_AT: u32 = 192;
 /// For a message of the kernel's: [`LOOKED_AT`] and what it tells beside.
@@ -71,11 +73,11 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    /// Binds a queue in the calling thread's network namespace; [`Queue::register`] makes it of use.
+    /// Binds a queue that holds at most `max_held` packets in the calling thread's network namespace; [`Queue::register`] makes it of use.
     ///
     /// # Errors
     /// The kernel has no NFQUEUE (`EOPNOTSUPP`, `EPROTONOSUPPORT`), or someone else has this queue (`EBUSY`, `EPERM`).
-    pub(super) fn open(number: u16) -> io::Result<OwnedFd> {
+    pub(super) fn open(number: u16, max_held: u32) -> io::Result<OwnedFd> {
         let mut socket = Socket::new(NETLINK_NETFILTER)?;
         socket.bind_auto()?;
         let mut bind = vec![COMMAND_BIND, 0];
@@ -84,7 +86,7 @@ impl Queue {
         let mut params = LOOKED_AT.to_be_bytes().to_vec();
         params.push(COPY_PACKET);
         ask(&socket, number, CONFIG_PARAMS, params)?;
-        ask(&socket, number, CONFIG_MAX_LENGTH, MAX_HELD.to_be_bytes().to_vec())?;
+        ask(&socket, number, CONFIG_MAX_LENGTH, max_held.to_be_bytes().to_vec())?;
         // What does not fit is dropped and comes again; the error would say no more.
         socket.set_no_enobufs(true)?;
         socket.set_non_blocking(true)?;

@@ -24,9 +24,11 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use tokio::task::{JoinError, spawn_blocking};
+use tokio::time::timeout;
 use woodfrog_criu::images::{Rebind, Rewrite};
 use woodfrog_criu::{Connections, CriuError, LogLevel, RestoreOptions, Setup, Worker, WorkerError};
 use woodfrog_image::Hook as RecordedHook;
@@ -49,6 +51,8 @@ use crate::policy;
 
 /// First PID of an application; the ones below are for helpers.
 const FIRST_PID: i32 = 300;
+/// How long all may take that precedes the lease, which has a deadline of its own: also a page store that is filled.
+const PREPARED_WITHIN: Duration = Duration::from_secs(60);
 
 /// A thaw that came about.
 #[derive(Debug)]
@@ -202,8 +206,9 @@ async fn attempt(
 ) -> Result<Thawed, ThawError> {
     let began_us = monotonic_us();
     let mut watch = Stopwatch::start("thaw");
-    let Ready { prepared, seat, mut pager, sharing, scratch, .. } =
-        preparation.complete(engine, link.pid).await?;
+    let ready = timeout(PREPARED_WITHIN, preparation.complete(engine, link.pid)).await;
+    let ready = ready.map_err(|_| failed("prepare a thaw in time")(io::ErrorKind::TimedOut.into()))??;
+    let Ready { prepared, seat, mut pager, sharing, scratch, .. } = ready;
     watch.lap("prepare");
 
     let (pid, carried) = (link.pid, prepared.clone());
