@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use crate::events::Events;
 use crate::metrics::Metrics;
 use crate::mismatch::Teller;
+use crate::pool::Resizing;
 use crate::stores::Stores;
 
 /// The first and the longest wait after an error.
@@ -42,6 +43,7 @@ pub struct Context {
     pub(crate) failures: Failures,
     pub(crate) written: Written,
     pub(crate) pace: Pace,
+    pub(crate) resizing: Resizing,
 }
 
 impl Context {

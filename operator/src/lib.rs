@@ -19,6 +19,7 @@ mod leader;
 mod metrics;
 mod mismatch;
 pub mod pool;
+mod quantity;
 mod revision;
 mod run;
 mod serve;

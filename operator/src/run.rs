@@ -22,6 +22,7 @@ use crate::events::Events;
 use crate::leader::Leader;
 use crate::metrics::Metrics;
 use crate::mismatch::Teller;
+use crate::pool::Resizing;
 use crate::{checkpoint, pool, serve, stores};
 
 /// How many objects of a kind are looked at at the same time.
@@ -101,6 +102,7 @@ async fn lead(cli: &Cli, client: &Client, metrics: &Arc<Metrics>) -> Result<()> 
         failures: Failures::default(),
         written: Written::default(),
         pace: Pace::default(),
+        resizing: Resizing::default(),
     });
     stores.ready().await?;
     info!(

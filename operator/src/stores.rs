@@ -17,7 +17,7 @@ use std::time::Duration;
 use futures::{StreamExt, future::try_join_all, pin_mut};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
-use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, PodSpec, PodStatus};
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, PodSpec, PodStatus, ResourceRequirements};
 use kube::core::DeserializeGuard;
 use kube::runtime::reflector::store::WriterDropped;
 use kube::runtime::reflector::{self, ObjectRef, Store};
@@ -287,8 +287,15 @@ fn keys_of_pod(pod: &Pod) -> Vec<Key> {
 
 /// Takes away what nobody here looks at, which is most of a pod: there are very many.
 fn slim(pod: &mut Pod) {
-    let container =
-        |whole: Container| Container { name: whole.name, image: whole.image, ..Container::default() };
+    let resized = pod.annotations().contains_key(names::REQUESTS_ANNOTATION);
+    let requests =
+        |whole: ResourceRequirements| ResourceRequirements { requests: whole.requests, ..Default::default() };
+    let container = |whole: Container| Container {
+        name: whole.name,
+        image: whole.image,
+        resources: whole.resources.filter(|_| resized).map(requests),
+        ..Container::default()
+    };
     pod.annotations_mut().retain(|key, _| key.starts_with(names::PREFIX));
     pod.labels_mut().retain(|key, _| key.starts_with(names::PREFIX));
     if let Some(whole) = pod.spec.take() {

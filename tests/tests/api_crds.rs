@@ -154,6 +154,9 @@ async fn api_a_good_checkpoint_is_accepted() -> Result<()> {
 async fn api_a_bad_pool_is_refused_with_a_sentence_that_says_what_to_do() -> Result<()> {
     let Some(cluster) = Cluster::new("bad-pool").await? else { return Ok(()) };
     let asleep = "are of pods that sleep: set standby to Dormant or Frozen, or leave them out";
+    let requests =
+        |requests: Value| json!({"standby": "Dormant", "dormantResources": {"requests": requests}});
+    let little = json!({"requests": {"cpu": "10m"}});
     let ours = "that begin with woodfrog.dev/ are set by Woodfrog alone";
     let cases = vec![
         (json!({}), "spec.checkpointRef: Required"),
@@ -167,6 +170,14 @@ async fn api_a_bad_pool_is_refused_with_a_sentence_that_says_what_to_do() -> Res
         (pool_with(json!({"standby": "Dormant", "minAwakeTime": "30s"})), "minAwakeTime needs idleTimeout"),
         (pool_with(json!({"standby": "Dormant", "idleTimeout": "0s"})), "idleTimeout is zero"),
         (pool_with(json!({"standby": "Frozen", "onIdle": "Save"})), "a Frozen pod keeps its memory anyway"),
+        (pool_with(json!({"dormantResources": little})), "set standby to Dormant, or leave it out"),
+        (
+            pool_with(json!({"standby": "Frozen", "dormantResources": little})),
+            "whose application does not run",
+        ),
+        (pool_with(requests(json!({}))), "set cpu, memory or both"),
+        (pool_with(requests(json!({"cpu": "0"}))), "this is no number of CPUs above 0"),
+        (pool_with(requests(json!({"memory": "64 MB"}))), "this is no number of bytes above 0"),
         (pool_with(json!({"standby": "Asleep"})), "supported values: \"Dormant\", \"Frozen\", \"Awake\""),
         (pool_with(json!({"idleTimeout": "5 minutes"})), "this is not a duration"),
         (pool_with(json!({"minAwakeTime": ""})), "this is not a duration"),
@@ -187,6 +198,7 @@ async fn api_a_good_pool_is_accepted() -> Result<()> {
         ),
         pool_with(json!({
             "replicas": 5, "standby": "Dormant", "idleTimeout": "5m", "minAwakeTime": "30s", "minAwake": 2, "onIdle": "Save",
+            "dormantResources": {"requests": {"cpu": "10m", "memory": "16Mi"}},
         })),
         // An autoscaler may go below what is kept awake.
         pool_with(json!({"replicas": 0, "standby": "Frozen", "idleTimeout": "1h30m", "minAwake": 2})),

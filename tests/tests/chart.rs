@@ -33,6 +33,7 @@ const RIGHTS: &[(&str, &str, &str, &str)] = &[
     ("agent", "*", "woodfrog.dev/checkpoints/status", "patch"),
     ("operator", "*", "/nodes", "list"),
     ("operator", "*", "/pods", "get list watch create patch delete"),
+    ("operator", "*", "/pods/resize", "patch"),
     ("operator", "*", "/secrets", "get"),
     ("operator", "*", "apps/deployments", "list watch"),
     ("operator", "*", "apps/statefulsets", "list watch"),

@@ -42,5 +42,8 @@ pub use compatibility::Compatibility;
 pub use duration::{Duration, ParseDurationError};
 pub use sleep_report::{SleepReport, SleepState};
 pub use source::{PodTemplate, RawPodSpec, Source, TemplateError, WorkloadKind, WorkloadRef};
-pub use warm_pool::{OnIdle, PodMetadata, Standby, WakeTime, WarmPool, WarmPoolSpec, WarmPoolStatus};
+pub use warm_pool::{
+    DormantRequests, DormantResources, OnIdle, PodMetadata, Standby, WakeTime, WarmPool, WarmPoolSpec,
+    WarmPoolStatus,
+};
 pub use warm_up::{ExecAction, Hook, Hooks, HttpAction, HttpRequest, WarmUp, WarmUpExec};

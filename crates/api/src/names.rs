@@ -33,6 +33,12 @@ pub const KEEP_AWAKE_ANNOTATION: &str = "woodfrog.dev/keep-awake";
 /// Annotation of a pod, set by its node's agent: a [`crate::SleepReport`] as JSON.
 pub const REPORT_ANNOTATION: &str = "woodfrog.dev/sleep";
 
+/// Annotation of a pod of a WarmPool: what its containers request while it is awake, as JSON: container, resource, quantity.
+pub const REQUESTS_ANNOTATION: &str = "woodfrog.dev/requests";
+
+/// Annotation of a pod of a WarmPool: why the API server does not let its requests be lowered. While it is there nobody tries again.
+pub const RESIZE_REFUSED_ANNOTATION: &str = "woodfrog.dev/resize-refused";
+
 /// Type of the condition of a pod that its node's agent sets: whether an application of it runs.
 pub const AWAKE_CONDITION: &str = "woodfrog.dev/Awake";
 

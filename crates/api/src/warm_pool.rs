@@ -99,6 +99,9 @@ use crate::{Duration, LocalReference, Memory};
     validation = Rule::new("!has(self.onIdle) || self.onIdle == 'Discard' || has(self.standby) && self.standby != 'Frozen'")
         .message("onIdle: Save is for standby: Dormant; a Frozen pod keeps its memory anyway")
         .field_path(".onIdle"),
+    validation = Rule::new("!has(self.dormantResources) || has(self.standby) && self.standby == 'Dormant'")
+        .message("dormantResources is of pods whose application does not run: set standby to Dormant, or leave it out")
+        .field_path(".dormantResources"),
     validation = Rule::new("!has(self.idleTimeout) || duration(self.idleTimeout) > duration('0s')")
         .message("idleTimeout is zero: a pod would fall asleep while it answers; leave it out, and a pod that woke stays awake")
         .field_path(".idleTimeout")
@@ -134,6 +137,10 @@ pub struct WarmPoolSpec {
     /// its node, and goes on from there.
     #[serde(default)]
     pub on_idle: OnIdle,
+    /// What a pod's containers request while it is Dormant, so that its node has room for others. Awake again, it gets its own requests back,
+    /// if there is still room. Without it, and where the cluster does not serve pods/resize, requests stay as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dormant_resources: Option<DormantResources>,
     /// What the pods have beyond the Checkpoint's template.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<PodMetadata>,
@@ -161,6 +168,32 @@ pub enum OnIdle {
     #[default]
     Discard,
     Save,
+}
+
+/// What containers of Dormant pods request.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+pub struct DormantResources {
+    /// The requests of each container. Limits stay as they are.
+    pub requests: DormantRequests,
+}
+
+/// Requests of a container; what is left out stays as it is, and so does a request that is lower already, or not there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(validation = Rule::new("has(self.cpu) || has(self.memory)")
+    .message("nothing is requested otherwise: set cpu, memory or both, or leave dormantResources out"))]
+pub struct DormantRequests {
+    /// CPUs, as in 10m.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
+    #[x_kube(validation = Rule::new("self.matches('^[1-9][0-9]{0,8}m?$')")
+        .message("this is no number of CPUs above 0: write it as in \"10m\" or \"1\""))]
+    pub cpu: Option<String>,
+    /// Bytes, as in 16Mi.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
+    #[x_kube(validation = Rule::new("self.matches('^[1-9][0-9]{0,11}(k|M|G|Ki|Mi|Gi)?$')")
+        .message("this is no number of bytes above 0: write it as in \"16Mi\" or \"1Gi\""))]
+    pub memory: Option<String>,
 }
 
 /// Labels and annotations of a pool's pods.

@@ -17,6 +17,7 @@ use super::PoolError;
 use super::desired::Desired;
 use super::observe::{Observed, is_lost, is_member};
 use super::plan::{Member, Plan};
+use super::resize;
 use super::sleep::Keep;
 use crate::Context;
 use crate::stores::Stores;
@@ -51,7 +52,10 @@ pub(super) async fn apply(
             match make(&pods, pool, &pod, desired).await? {
                 Made::New | Made::Before => made.push(pod.name_any()),
                 Made::NameTaken => {}
-                Made::Lost(pod) => release(context, pool, &pod).await?,
+                Made::Lost(pod) => {
+                    resize::restore(context, pool, &pod).await?;
+                    release(context, pool, &pod).await?;
+                }
                 Made::Refused(message) => {
                     applied.refused = Some(message);
                     break;

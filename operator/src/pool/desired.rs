@@ -12,6 +12,7 @@ use woodfrog_api::{
     Checkpoint, FrozenContainer, OnIdle, Phase, Standby, WarmPool, WarmPoolSpec, names, node_labels,
 };
 
+use super::requests;
 use crate::revision;
 use crate::template::{SourceError, Template};
 
@@ -98,6 +99,11 @@ impl Desired {
         labels.insert(names::POOL_LABEL.to_owned(), pool.name_any());
         labels.insert(names::REVISION_LABEL.to_owned(), revision.clone());
         annotations.insert(names::MANAGED_ANNOTATION.to_owned(), "true".to_owned());
+        if pool.spec.standby == Standby::Dormant {
+            // Of the template, whose part in the revision is enough.
+            let requests = requests::annotation(&spec);
+            annotations.extend(requests.map(|json| (names::REQUESTS_ANNOTATION.to_owned(), json)));
+        }
         require(spec.affinity.get_or_insert_default(), &requirements(frozen));
         let metadata = ObjectMeta {
             namespace: pool.namespace(),

@@ -1,8 +1,9 @@
 //! WarmPools: as many pods as are wanted, from the newest images of a Checkpoint.
 //!
 //! ```text
-//!   observe (stores) ─► release claimed pods ─► plan (pure) ─► apply ─► keep awake ─► status, Events
-//!                       desired (pure) ────────────┘             sleep (pure) ─┘
+//!   observe (stores) ─► release claimed pods ─► plan (pure) ─► apply ─► keep awake ─► resize ─► status, Events
+//!                       desired (pure) ────────────┘             sleep (pure) ─┘       │
+//!                                                             requests (pure) ─────────┘
 //! ```
 //!
 //! A pool's pods are those that name it as their owner and carry its label. Who takes the label away has claimed the pod:
@@ -12,6 +13,8 @@ mod apply;
 mod desired;
 mod observe;
 mod plan;
+mod requests;
+mod resize;
 mod sleep;
 mod status;
 #[cfg(test)]
@@ -26,6 +29,8 @@ use woodfrog_api::{Standby, WarmPool};
 
 use self::observe::Observed;
 use self::plan::Wanted;
+use self::requests::Resize;
+pub(crate) use self::resize::Resizing;
 use crate::Context;
 
 /// Why a pool is not as it should be.
@@ -63,6 +68,14 @@ pub enum PoolError {
         /// The API server's answer.
         source: kube::Error,
     },
+    /// A pod's requests were not changed.
+    #[error("cannot change what pod {name} requests: {source}")]
+    Resize {
+        /// The pod.
+        name: String,
+        /// The API server's answer.
+        source: kube::Error,
+    },
     /// The status was not written.
     #[error("cannot write the status: {0}")]
     Status(#[source] kube::Error),
@@ -78,12 +91,20 @@ pub enum PoolError {
 pub async fn reconcile(pool: Arc<WarmPool>, context: Arc<Context>) -> Result<Action, PoolError> {
     let now = Timestamp::now();
     let observed = Observed::of(&pool, &context.stores, now);
+    let mut restored = Ok(());
     for pod in &observed.pods.claimed {
-        apply::release(&context, &pool, pod).await?;
-        context.stores.released(pod);
+        // It leaves with its own requests; nothing else waits for that.
+        match resize::restore(&context, &pool, pod).await {
+            Ok(()) => {
+                apply::release(&context, &pool, pod).await?;
+                context.stores.released(pod);
+            }
+            Err(e) => restored = Err(e),
+        }
     }
     if pool.metadata.deletion_timestamp.is_some() {
         // Its pods go with it.
+        context.resizing.forget(&pool);
         return Ok(Action::await_change());
     }
     let plan = plan::plan(&observed.pods.members, wanted(&pool, &observed));
@@ -100,6 +121,9 @@ pub async fn reconcile(pool: Arc<WarmPool>, context: Arc<Context>) -> Result<Act
     for keep in sleep::keep(&stay, kept_awake(&pool), wanted(&pool, &observed).revision) {
         apply::keep_awake(&context, &pool, &keep).await?;
     }
+    let stays = |resize: &&Resize| plan.delete.iter().all(|gone| gone.uid != resize.uid);
+    let resized =
+        restored.and(resize::apply(&context, &pool, observed.pods.resizes.iter().filter(stays)).await);
     let status = status::status(&pool, &observed, &plan, applied.refused.as_deref(), now);
     if status::is_progress(&pool, &status)
         && let Some(wait) = context.pace.wait(&*pool)
@@ -109,7 +133,10 @@ pub async fn reconcile(pool: Arc<WarmPool>, context: Arc<Context>) -> Result<Act
     report(&context, &pool, &status).await?;
     match applied.refused {
         Some(message) => Err(PoolError::Refused(message)),
-        None => Ok(observed.pods.again.map_or_else(Action::await_change, Action::requeue)),
+        None => {
+            let again = observed.pods.again.into_iter().chain(resized?).min();
+            Ok(again.map_or_else(Action::await_change, Action::requeue))
+        }
     }
 }
 

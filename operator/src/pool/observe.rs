@@ -11,6 +11,7 @@ use woodfrog_api::{WarmPool, names};
 
 use super::desired::{Desired, Missing};
 use super::plan::{Member, State};
+use super::requests::{self, Resize};
 use super::sleep;
 use crate::stores::Stores;
 use crate::template::Template;
@@ -33,6 +34,8 @@ pub(super) struct Pods {
     pub(super) members: Vec<Member>,
     /// Pods that were its own, until somebody took them by their label.
     pub(super) claimed: Vec<Arc<Pod>>,
+    /// Requests of members that are to be others.
+    pub(super) resizes: Vec<Resize>,
     /// How many run.
     pub(super) running: usize,
     /// Why the scheduler finds no node for one of them, where the cause is what nodes are.
@@ -75,6 +78,9 @@ impl Pods {
             if member.state == State::EndedEarly {
                 let left = EARLY.saturating_sub(age(&pod, now)) + Duration::from_millis(100);
                 all.again = Some(all.again.map_or(left, |again| again.min(left)));
+            }
+            if member.state > State::EndedEarly {
+                all.resizes.extend(requests::resize(&pod, pool.spec.dormant_resources.as_ref()));
             }
             all.members.push(member);
         }

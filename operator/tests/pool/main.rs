@@ -3,7 +3,10 @@
 
 #![forbid(unsafe_code)]
 
+mod resize;
+
 use std::net::TcpListener;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -29,7 +32,9 @@ const NODE: &str = "node-1";
 
 /// An API server of its own, since an operator looks at all namespaces.
 struct World {
-    server: ApiServer,
+    _server: ApiServer,
+    /// With which the operator is started.
+    kubeconfig: PathBuf,
     client: Client,
     namespace: String,
     operator: Option<Child>,
@@ -54,17 +59,17 @@ impl World {
         woodfrog_testapi::install_crds(&client).await.unwrap();
         let namespace = server.namespace("shop").await.unwrap();
         let node = tokio::spawn(node(client.clone(), namespace.clone()));
-        let mut world = Self { server, client, namespace, operator: None, node };
+        let kubeconfig = server.kubeconfig(&User::admin()).await.unwrap();
+        let mut world = Self { _server: server, kubeconfig, client, namespace, operator: None, node };
         world.start_operator().await;
         Some(world)
     }
 
     async fn start_operator(&mut self) {
-        let kubeconfig = self.server.kubeconfig(&User::admin()).await.unwrap();
         let address = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
         let operator = Command::new(env!("CARGO_BIN_EXE_operator"))
             .arg("--kubeconfig")
-            .arg(kubeconfig)
+            .arg(&self.kubeconfig)
             .args(["--metrics-addr", &address(), "--health-addr", &address()])
             .args(["--leader-election-namespace", &self.namespace, "--identity", "operator-0"])
             .stdout(Stdio::null())
@@ -102,9 +107,14 @@ impl World {
     }
 
     async fn checkpoint(&self) {
-        let pod = json!({"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "app", "image": "web:1"}]}});
-        let spec = json!({"source": {"template": pod}, "image": "r.example/web:warm"});
-        self.make::<Checkpoint>("Checkpoint", "web", spec).await;
+        self.checkpoint_with("web", json!({})).await;
+    }
+
+    async fn checkpoint_with(&self, name: &str, resources: Value) {
+        let container = json!({"name": "app", "image": "web:1", "resources": resources});
+        let pod = json!({"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [container]}});
+        let spec = json!({"source": {"template": pod}, "image": format!("r.example/{name}:warm")});
+        self.make::<Checkpoint>("Checkpoint", name, spec).await;
     }
 
     async fn pool(&self, name: &str, replicas: i32) {
