@@ -57,8 +57,6 @@ pub(crate) enum Metric {
     /// Phases of a thaw, from here on, see [`Metric::phase`].
     Prepare,
     /// See `Prepare`.
-    Volumes,
-    /// See `Prepare`.
     Check,
     /// See `Prepare`.
     Worker,
@@ -104,9 +102,8 @@ impl Metric {
         &[Self::Restored, Self::Response, Self::Full, Self::PrivateBytes, Self::Cpu];
 
     /// The phases of a thaw, in order.
-    pub(crate) const PHASES: [Self; 8] = [
+    pub(crate) const PHASES: [Self; 7] = [
         Self::Prepare,
-        Self::Volumes,
         Self::Check,
         Self::Worker,
         Self::Lease,
@@ -149,7 +146,6 @@ impl Metric {
             Self::Threads => ("threads", "threads"),
             Self::Cpu => ("cpu_ms", "CPU"),
             Self::Prepare => ("prepare_ms", "prepare"),
-            Self::Volumes => ("volumes_ms", "volumes"),
             Self::Check => ("check_ms", "check"),
             Self::Worker => ("worker_ms", "worker"),
             Self::Lease => ("lease_ms", "lease"),

@@ -23,25 +23,31 @@ use super::{Engine, cgroups, images, standby};
 /// A thaw's work ahead of its container's start. Given up when it is dropped.
 #[derive(Debug)]
 pub struct Preparation {
-    work: AbortOnDropHandle<Result<Ready, ThawError>>,
-    init: oneshot::Sender<i32>,
+    image: oneshot::Receiver<Arc<Image>>,
+    work: AbortOnDropHandle<Result<Entered, ThawError>>,
+    init: Option<oneshot::Sender<i32>>,
     /// It is of a state that was saved, not of an image.
     pub saved: bool,
 }
 
-/// All that is made ahead of time.
+/// What needs no container that runs.
 #[derive(Debug)]
-pub struct Ready {
+pub struct Image {
     /// The image.
     pub prepared: Arc<Prepared>,
+    /// Its memory, if the container is to share it.
+    pub sharing: Option<Sharing>,
+    /// For CRIU: `work` is its work directory.
+    pub scratch: TempDir,
+}
+
+/// What is in the container's cgroups.
+#[derive(Debug)]
+pub struct Entered {
     /// A process in the namespaces and cgroups of the init.
     pub seat: Seat,
     /// Brings memory later; none if the node cannot, or the image has nothing for it.
     pub pager: Option<Pager>,
-    /// The image's memory, if the container is to share it.
-    pub sharing: Option<Sharing>,
-    /// For CRIU: `work` is its work directory.
-    pub scratch: TempDir,
     init: i32,
 }
 
@@ -49,59 +55,93 @@ impl Preparation {
     /// Begins to read the container's image, and to wait for the container's PID 1.
     pub fn begin(engine: &Arc<Engine>, container: &Arc<Container>) -> Self {
         let (init, connected) = oneshot::channel();
-        let work = prepare(engine.clone(), container.clone(), connected);
-        Self { work: AbortOnDropHandle::new(tokio::spawn(work)), init, saved: false }
+        let (owner, of) = (engine.clone(), container.clone());
+        let taken = async move { take(&owner, pid1(&owner, &of, connected).await?).await };
+        let (owner, of) = (engine.clone(), container.clone());
+        let image = async move {
+            let prepared = images::read(&owner, &of).await?;
+            Image::new(&owner, &of, prepared).await
+        };
+        Self { init: Some(init), ..Self::of_both(engine, image, taken) }
     }
 
     /// Of a container whose image has been read, and whose init is process `init`.
     pub fn of(engine: &Arc<Engine>, container: &Arc<Container>, prepared: Arc<Prepared>, init: i32) -> Self {
-        let ((connected, _), saved) = (oneshot::channel(), prepared.saved);
-        let (engine, container) = (engine.clone(), container.clone());
-        let work = async move {
-            let sharing = sharing(&engine, &container, &prepared);
-            let (sharing, taken) = tokio::try_join!(sharing, take(&engine, init))?;
-            furnish(&engine, prepared, sharing, taken).await
-        };
-        Self { work: AbortOnDropHandle::new(tokio::spawn(work)), init: connected, saved }
+        let saved = prepared.saved;
+        let owner = engine.clone();
+        let taken = async move { take(&owner, init).await };
+        let (owner, of) = (engine.clone(), container.clone());
+        let image = async move { Image::new(&owner, &of, prepared).await };
+        Self { saved, ..Self::of_both(engine, image, taken) }
     }
 
-    /// What was made for the init, which has connected and whose PID is known.
+    fn of_both(
+        engine: &Arc<Engine>,
+        image: impl Future<Output = Result<Image, ThawError>> + Send + 'static,
+        taken: impl Future<Output = Result<Taken, ThawError>> + Send + 'static,
+    ) -> Self {
+        let engine = engine.clone();
+        let (tell, told) = oneshot::channel();
+        let work = tokio::spawn(async move {
+            let image = async {
+                let image = Arc::new(image.await?);
+                let _ = tell.send(image.clone());
+                Ok(image)
+            };
+            let (image, taken) = tokio::try_join!(image, taken)?;
+            enter(&engine, &image, taken).await
+        });
+        Self { image: told, work: AbortOnDropHandle::new(work), init: None, saved: false }
+    }
+
+    /// The image, for the init that has connected: process `init`.
     ///
     /// # Errors
-    /// The image cannot be restored here, or the container cannot be entered.
-    pub async fn complete(self, engine: &Arc<Engine>, init: i32) -> Result<Ready, ThawError> {
+    /// It cannot be restored here, or the container cannot be entered.
+    pub async fn image(&mut self, init: i32) -> Result<Arc<Image>, ThawError> {
         // An error means that the runtime has told before.
-        let _ = self.init.send(init);
+        self.init.take().map(|connected| connected.send(init));
+        if let Ok(image) = (&mut self.image).await {
+            return Ok(image);
+        }
+        (&mut self.work).await?.and_then(|_| Err(failed("read the image")(io::ErrorKind::BrokenPipe.into())))
+    }
+
+    /// What was made for process `init`.
+    ///
+    /// # Errors
+    /// The container cannot be entered.
+    pub async fn complete(self, engine: &Engine, init: i32, image: &Image) -> Result<Entered, ThawError> {
         match self.work.await?? {
-            ready if ready.init == init => Ok(ready),
+            entered if entered.init == init => Ok(entered),
             // The runtime told of another process.
-            Ready { prepared, sharing, .. } => {
-                furnish(engine, prepared, sharing, take(engine, init).await?).await
-            }
+            _ => enter(engine, image, take(engine, init).await?).await,
         }
     }
 }
+
+impl Image {
+    async fn new(
+        engine: &Arc<Engine>,
+        container: &Arc<Container>,
+        prepared: Arc<Prepared>,
+    ) -> Result<Self, ThawError> {
+        let sharing = sharing(engine, container, &prepared).await?;
+        let scratch =
+            tempfile::tempdir_in(&engine.dirs.scratch).map_err(failed("make a scratch directory"))?;
+        std::fs::create_dir(scratch.path().join(WORK)).map_err(failed("make a scratch directory"))?;
+        Ok(Self { prepared, sharing, scratch })
+    }
+}
+
+/// CRIU's work directory, in the scratch directory.
+const WORK: &str = "work";
 
 /// What is taken in a container.
 struct Taken {
     init: i32,
     seat: Seat,
     pager: Option<Waiting>,
-}
-
-async fn prepare(
-    engine: Arc<Engine>,
-    container: Arc<Container>,
-    connected: oneshot::Receiver<i32>,
-) -> Result<Ready, ThawError> {
-    let taken = async { take(&engine, pid1(&engine, &container, connected).await?).await };
-    let image = async {
-        let prepared = images::read(&engine, &container).await?;
-        let sharing = sharing(&engine, &container, &prepared).await?;
-        Ok((prepared, sharing))
-    };
-    let ((prepared, sharing), taken) = tokio::try_join!(image, taken)?;
-    furnish(&engine, prepared, sharing, taken).await
 }
 
 /// The image's memory in the page store, if the pod or the image asks for that and it can be had. The first time this takes as long as reading it.
@@ -172,24 +212,17 @@ async fn take(engine: &Engine, init: i32) -> Result<Taken, ThawError> {
     Ok(Taken { init, seat, pager })
 }
 
-async fn furnish(
-    engine: &Engine,
-    prepared: Arc<Prepared>,
-    sharing: Option<Sharing>,
-    taken: Taken,
-) -> Result<Ready, ThawError> {
-    let scratch = tempfile::tempdir_in(&engine.dirs.scratch).map_err(failed("make a scratch directory"))?;
-    let work = scratch.path().join("work");
-    std::fs::create_dir(&work).map_err(failed("make a scratch directory"))?;
-    let pager = match (&engine.pager, taken.pager) {
+async fn enter(engine: &Engine, image: &Image, taken: Taken) -> Result<Entered, ThawError> {
+    let Taken { init, seat, pager } = taken;
+    let pager = match (&engine.pager, pager) {
         (Some(program), Some(place)) => {
-            let wanted = engine.working_sets.get(&prepared.digest);
+            let Image { prepared, sharing, scratch } = image;
+            let (wanted, work) = (engine.working_sets.get(&prepared.digest), scratch.path().join(WORK));
             Pager::start(program.clone(), place, prepared.clone(), wanted, sharing.clone(), work).await?
         }
         _ => None,
     };
-    let sharing = sharing.filter(|_| pager.is_some());
-    Ok(Ready { prepared, seat: taken.seat, pager, sharing, scratch, init: taken.init })
+    Ok(Entered { seat, pager, init })
 }
 
 fn open_pidfd(pid: i32) -> Result<OwnedFd, ThawError> {

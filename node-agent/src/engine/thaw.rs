@@ -4,8 +4,8 @@
 //!   prepare   (from CreateContainer on) read the image, compare the node                ─┐
 //!   seat      (once the runtime has made PID 1) a process in its namespaces and cgroups  │
 //!   pager     (likewise) a process in its cgroups that brings the memory later           │
-//!   volumes   lay out what the image carries (undone by any failure)                     │ any failure:
-//!   check     PID 1 of the running container against the image; rewrite what is its      │ the init starts
+//!   check     (beside what is left of these) lay out the volumes that the image          │ any failure:
+//!             carries; PID 1 of the running container against it; rewrite what is its    │ the init starts
 //!   worker    CRIU in the seat                                                           │ the command
 //!   lease     the init will start nothing while CRIU (its pidfd) lives                   │
 //!   restore   … until all tasks are there and none runs                                 ─┤
@@ -41,7 +41,7 @@ use super::link::{Link, LinkError};
 use super::page_store::Stored;
 use super::pager::Pager;
 use super::phases::{Stopwatch, monotonic_us};
-use super::preparation::{Preparation, Ready};
+use super::preparation::{Entered, Image, Preparation};
 use super::prepared::{PrepareError, Prepared};
 use super::restore_json::{self, Identity, RestoreFile};
 use super::runtime::{Runtime, RuntimeError};
@@ -202,37 +202,29 @@ async fn attempt(
     engine: &Arc<Engine>,
     container: &Arc<Container>,
     link: &mut Link,
-    preparation: Preparation,
+    mut preparation: Preparation,
 ) -> Result<Thawed, ThawError> {
     let began_us = monotonic_us();
     let mut watch = Stopwatch::start("thaw");
-    let ready = timeout(PREPARED_WITHIN, preparation.complete(engine, link.pid)).await;
-    let ready = ready.map_err(|_| failed("prepare a thaw in time")(io::ErrorKind::TimedOut.into()))??;
-    let Ready { prepared, seat, mut pager, sharing, scratch, .. } = ready;
-    watch.lap("prepare");
-
-    let (pid, carried) = (link.pid, prepared.clone());
-    let laid_out = spawn_blocking(move || lay_out_volumes(&carried, pid)).await??;
-    watch.lap("volumes");
-
-    // After the volumes, for it asks whether the container's user may open what lies there.
-    let addresses = netns::addresses(link.pid).map_err(failed("read the pod's addresses"))?;
-    let Handed { images, work, shared } = {
-        let (prepared, devices) = (prepared.clone(), policy::spec_devices(&container.info.spec));
-        let (pid, path, addresses) = (link.pid, scratch.path().to_owned(), addresses.clone());
-        let stored = sharing.map(|sharing| sharing.stored);
-        spawn_blocking(move || {
-            image_directory(&prepared, pid, &devices, &addresses, stored.as_deref(), &path)
-        })
-        .await??
+    let late = |_| failed("prepare a thaw in time")(io::ErrorKind::TimedOut.into());
+    let image = timeout(PREPARED_WITHIN, preparation.image(link.pid)).await.map_err(late)??;
+    let entered = async {
+        let entered = timeout(PREPARED_WITHIN, preparation.complete(engine, link.pid, &image)).await;
+        watch.lap("prepare");
+        entered.map_err(late)?
     };
+    // Both to their ends: nobody may start the command while volumes are laid out.
+    let (entered, checked) = tokio::join!(entered, check(container, link.pid, &image));
+    let (Entered { seat, mut pager, .. }, checked) = (entered?, checked?);
+    let Checked { laid_out, addresses, handed: Handed { images, work, shared } } = checked;
+    let prepared = &image.prepared;
     let shares_memory = !shared.is_empty();
     watch.lap("check");
 
-    let mut setup = Setup::new(work).seat(seat).last_pid(highest_pid(&prepared));
+    let mut setup = Setup::new(work).seat(seat).last_pid(highest_pid(prepared));
     let images = setup.give(images);
     let mut options = RestoreOptions {
-        connections: if keeps_connections(&prepared) { Connections::Keep } else { Connections::Close },
+        connections: if keeps_connections(prepared) { Connections::Keep } else { Connections::Close },
         log_level: LogLevel::Warnings,
         lazy_pages: pager.is_some(),
         ..RestoreOptions::default()
@@ -267,7 +259,7 @@ async fn attempt(
     // One that has slept goes on counting.
     let generation = prepared.record.generation.max(container.life().generation) + 1;
     let committed = async {
-        restore_file(container, link.pid, &prepared, addresses, generation)
+        restore_file(container, link.pid, prepared, addresses, generation)
             .and_then(|file| file.write(&container.control(paths::RESTORE_JSON)))
             .map_err(failed("write restore.json"))?;
         Ok::<_, ThawError>(link.commit(application).await?)
@@ -295,6 +287,28 @@ async fn attempt(
         began_us,
         done_us: monotonic_us(),
     })
+}
+
+/// What the check leaves.
+struct Checked {
+    laid_out: LaidOut,
+    /// The pod's.
+    addresses: Vec<IpAddr>,
+    handed: Handed,
+}
+
+/// Lays the volumes out and checks the image against the container's PID 1.
+async fn check(container: &Container, init: i32, image: &Image) -> Result<Checked, ThawError> {
+    let carried = image.prepared.clone();
+    let laid_out = spawn_blocking(move || lay_out_volumes(&carried, init)).await??;
+    // After the volumes, for it asks whether the container's user may open what lies there.
+    let addresses = netns::addresses(init).map_err(failed("read the pod's addresses"))?;
+    let (prepared, devices) = (image.prepared.clone(), policy::spec_devices(&container.info.spec));
+    let (path, at) = (image.scratch.path().to_owned(), addresses.clone());
+    let stored = image.sharing.as_ref().map(|sharing| sharing.stored.clone());
+    let handed =
+        spawn_blocking(move || image_directory(&prepared, init, &devices, &at, stored.as_deref(), &path));
+    Ok(Checked { laid_out, addresses, handed: handed.await?? })
 }
 
 /// What CRIU is handed.
