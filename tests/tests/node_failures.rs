@@ -40,6 +40,9 @@ fn settled(world: &World<'_>, container: &Container) -> Result<Value> {
 
 /// A pod from the image must come up cold, for a reason that has `words` in it.
 async fn starts_cold(world: &World<'_>, name: &str, words: &str) -> Result<()> {
+    // One that has not seen the image fail before: it would put it into quarantine, and say that.
+    world.stack.kill_agent()?;
+    world.stack.start_agent()?;
     let pod = world.from_image(PodSpec::new(name, &image(world))).await?;
     ensure!(pod.wait("/count", STARTUP)? == "1", "{name}: a cold start counts from 1");
     let ps = settled(world, &pod)?;
