@@ -102,15 +102,8 @@ impl Metric {
         &[Self::Restored, Self::Response, Self::Full, Self::PrivateBytes, Self::Cpu];
 
     /// The phases of a thaw, in order.
-    pub(crate) const PHASES: [Self; 7] = [
-        Self::Prepare,
-        Self::Check,
-        Self::Worker,
-        Self::Lease,
-        Self::Restore,
-        Self::Commit,
-        Self::Resume,
-    ];
+    pub(crate) const PHASES: [Self; 7] =
+        [Self::Prepare, Self::Check, Self::Worker, Self::Lease, Self::Restore, Self::Commit, Self::Resume];
 
     /// The phase that the agent calls so.
     pub(crate) fn phase(name: &str) -> Option<Self> {
