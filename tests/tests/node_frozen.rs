@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use woodfrog_testnode::App;
-use woodfrog_tests::{in_world, standby};
+use woodfrog_tests::{STARTUP, in_world, standby};
 
 #[test]
 fn node_the_first_packet_wakes_a_frozen_pod_as_it_was() {
@@ -39,6 +39,19 @@ fn node_the_first_packet_wakes_a_frozen_pod_as_it_was() {
         let began = Instant::now();
         pod.stop(Duration::from_secs(60)).await?;
         ensure!(began.elapsed() < Duration::from_secs(30), "it hears SIGTERM");
+        pod.remove().await?;
+
+        // An agent that cannot wake it later does so at once.
+        let pod = world.from_image(standby("left", &image, "Frozen", Some("300ms"))).await?;
+        world.until(&pod, "frozen").await?;
+        world.stack.kill_agent()?;
+        let snapshots = "/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots";
+        let damage =
+            format!("for f in {snapshots}/*/fs/.woodfrog/checkpoint/woodfrog.json; do echo > $f; done");
+        world.node.run("sh", &["-c", &damage])?;
+        world.stack.start_agent()?;
+        world.until(&pod, "thawed").await?;
+        ensure!(pod.wait("/count", STARTUP)? == "8", "{}", world.log(&pod));
         pod.remove().await
     });
 }

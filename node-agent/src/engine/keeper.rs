@@ -23,6 +23,7 @@ use woodfrog_protocol::init::{Exiting, Hello, Reason, Start, Started, State, Wel
 use woodfrog_protocol::paths;
 
 use super::container::{Container, Order, Phasing};
+use super::freezer::Freezer;
 use super::link::{Link, LinkError};
 use super::pager::Pager;
 use super::preparation::Preparation;
@@ -188,6 +189,12 @@ impl Keeper<'_> {
 
     /// One that does not sleep any more must not be behind the gate that an earlier agent has left.
     pub(super) async fn clear_rules(&self, init: i32) {
+        // Nor may the cgroup freezer hold it.
+        if let Some(Standby { rest: Rest::Frozen, .. }) = self.container.standby
+            && let Err(e) = Freezer::of(init).and_then(|freezer| freezer.release())
+        {
+            self.container.note(format!("the cgroup freezer may hold it still: {e}"));
+        }
         if let (Some(_), Some(activator)) = (self.container.standby, &self.engine.activator)
             && let Err(e) = activator.clear(init, &self.container.token).await
         {
