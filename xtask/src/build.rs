@@ -33,7 +33,7 @@ pub(crate) struct BenchArgs {
 }
 
 /// The workspace.
-const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+pub(crate) const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
 /// Packages of this workspace whose binaries nodes run, besides the static ones.
 const BINARIES: &[&str] = &["node-agent", "woodfrog"];

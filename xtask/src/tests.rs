@@ -1,12 +1,12 @@
 //! `cargo xtask test` and `cargo xtask lint`.
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode, thread};
 
-use anyhow::Result;
-use woodfrog_testnode::{HOST_PACKAGES, Node, names};
+use anyhow::{Context as _, Result};
+use woodfrog_testnode::{HOST_PACKAGES, Need, Node, cached, names};
 
 use crate::{
-    build::{binaries, cargo, run, static_binaries},
+    build::{ROOT, binaries, cargo, run, static_binaries},
     packages,
 };
 
@@ -28,6 +28,7 @@ pub(crate) fn test(args: &TestArgs) -> Result<ExitCode> {
     packages::ensure(packages::BUILD)?;
     packages::ensure(HOST_PACKAGES)?;
     packages::ensure_python()?;
+    let cache = thread::spawn(fill_cache);
     static_binaries()?;
     binaries(&["node-agent", "operator", "woodfrog"], false)?;
     let before = names()?;
@@ -37,12 +38,31 @@ pub(crate) fn test(args: &TestArgs) -> Result<ExitCode> {
         cargo.env("WOODFROG_REQUIRE", "node,api,helm");
     }
     let result = run(&mut cargo);
+    // The tests that lack something have said so.
+    if let Ok(Err(e)) = cache.join() {
+        eprintln!("cannot build in advance what tests run on: {e:#}");
+    }
     // A test that was killed could not take its node down.
     for name in names()?.into_iter().filter(|name| !before.contains(name)) {
         eprintln!("a test left node {name} behind");
         Node::down(&name)?;
     }
     result.map(|()| ExitCode::SUCCESS)
+}
+
+/// Builds what tests run on, as far as the cache lacks it: the API server and the nodes. They are mostly downloads, and Cargo's work goes on
+/// beside them; a test that comes first waits for them.
+fn fill_cache() -> Result<()> {
+    if let Need::Lacks(_) = Need::look() {
+        return Ok(());
+    }
+    let api = Path::new(ROOT).join("crates/testapi");
+    let script = api.join("scripts/build.sh");
+    let script =
+        std::fs::read_to_string(&script).with_context(|| format!("cannot read {}", script.display()))?;
+    cached("build the test API server", &script, &api.join("apiserver"))?;
+    woodfrog_testnode::fill_cache()?;
+    Ok(())
 }
 
 /// `cargo fmt --check` and clippy without warnings.

@@ -13,6 +13,7 @@ use crate::{
     Error, cache, image,
     image::{Blob, Image},
     layer::Layer,
+    need::check,
     process, registry,
 };
 
@@ -128,6 +129,16 @@ impl App {
         })?;
         image::blob(&top.with(&what, "", Some(&built))?, &what)
     }
+}
+
+/// Builds all that nodes are made of and run, as far as the cache lacks it: several minutes on a new machine, mostly downloads.
+///
+/// # Errors
+/// A package cannot be had, or a program fails.
+pub fn fill_cache() -> Result<(), Error> {
+    check()?;
+    image::pause_blob(&Layer::node()?)?;
+    App::ALL.into_iter().try_for_each(|app| app.build().map(drop))
 }
 
 /// Stores the image that containerd needs for every pod.

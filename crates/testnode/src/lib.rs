@@ -52,7 +52,7 @@ mod registry;
 mod state;
 mod up;
 
-pub use app::App;
+pub use app::{App, fill_cache};
 pub use error::Error;
 pub use layer::cached;
 pub use need::{HOST_PACKAGES, Need};
