@@ -18,6 +18,7 @@
 //! the container's PID 1, and never run. Whoever waits for the worker has to kill everything but PID 1 then.
 
 use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
 use crate::exchange::{Exchange, Heard};
 use crate::failure::{CriuError, Operation};
@@ -71,11 +72,21 @@ impl RestoreStage {
     }
 }
 
+/// What CRIU has done up to a stage.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// CRIU's word for the stage, such as `post-restore`.
+    pub stage: String,
+    /// Since the one before, without the time for which it waited for its caller.
+    pub took: Duration,
+}
+
 /// A restore under way. Dropping it is a refusal.
 #[derive(Debug)]
 pub struct Restore {
     exchange: Exchange,
     pid: i32,
+    steps: Vec<Step>,
 }
 
 impl Worker {
@@ -83,7 +94,7 @@ impl Worker {
     pub async fn restore(self, images: Given, options: &RestoreOptions) -> Result<Restore, CriuError> {
         let exchange =
             Exchange::start(self, Operation::Restore, Kind::Restore, options.to_rpc(images)).await?;
-        Ok(Restore { exchange, pid: 0 })
+        Ok(Restore { exchange, pid: 0, steps: Vec::new() })
     }
 }
 
@@ -91,13 +102,23 @@ impl Restore {
     /// Lets CRIU go on and waits for its next stage; none when the tree runs and the worker has ended, so that the
     /// root task is now a child of the container's PID 1.
     pub async fn next(&mut self) -> Result<Option<RestoreStage>, CriuError> {
+        let began = Instant::now();
         match self.exchange.next().await? {
-            Heard::Stage(notify, descriptor) => Ok(Some(RestoreStage::new(notify, descriptor))),
+            Heard::Stage(notify, descriptor) => {
+                let stage = notify.script.clone().unwrap_or_default();
+                self.steps.push(Step { stage, took: began.elapsed() });
+                Ok(Some(RestoreStage::new(notify, descriptor)))
+            }
             Heard::Done(response) => {
                 self.pid = response.restore.map_or(0, |restore| restore.pid);
                 Ok(None)
             }
         }
+    }
+
+    /// What CRIU has done so far, in order.
+    pub fn steps(&self) -> &[Step] {
+        &self.steps
     }
 
     /// Lets CRIU go on until [`RestoreStage::PostRestore`], and leaves it there; the PID of the root task in the

@@ -408,6 +408,10 @@ pub struct Container {
     /// It shares the memory of its image with others.
     #[prost(bool, tag = "18")]
     pub shares_memory: bool,
+    /// What CRIU did in the phase `restore` of its thaw, in order, each by CRIU's word for the stage that ends it, such as `post-restore`.
+    #[prost(message, repeated, tag = "19")]
+    #[serde(default)]
+    pub criu_steps: Vec<Phase>,
 }
 
 /// How the memory of a thawed application came.

@@ -102,6 +102,8 @@ pub struct Life {
     pub memory: Option<MemoryReport>,
     /// Phases of its thaw.
     pub thaw_phases: Vec<Phase>,
+    /// What CRIU did in it.
+    pub criu_steps: Vec<Phase>,
     /// When its thaw began and ended, microseconds of CLOCK_MONOTONIC.
     pub thaw_us: (u64, u64),
     /// How it woke, each time.
@@ -188,6 +190,7 @@ impl Container {
             shares_memory: false,
             memory: None,
             thaw_phases: Vec::new(),
+            criu_steps: Vec::new(),
             thaw_us: (0, 0),
             wakes: Wakes::default(),
             guarded: false,

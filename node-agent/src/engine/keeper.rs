@@ -264,6 +264,7 @@ impl Keeper<'_> {
                 pager,
                 shares_memory,
                 phases,
+                criu_steps,
                 began_us,
                 done_us,
             }) => {
@@ -278,6 +279,7 @@ impl Keeper<'_> {
                     life.application = application;
                     life.generation = generation;
                     life.thaw_phases = phases;
+                    life.criu_steps = criu_steps;
                     life.thaw_us = (began_us, done_us);
                     life.memory_pending = pager.is_some();
                     life.shares_memory = shares_memory;

@@ -467,6 +467,7 @@ fn listed(container: &Container, quarantined: Option<Quarantined>) -> Listed {
         generation: life.generation,
         thaw_ms: (life.thaw_us.1 - life.thaw_us.0) as f64 / 1e3,
         thaw_phases: life.thaw_phases,
+        criu_steps: life.criu_steps,
         resident_bytes: tree.map_or(0, |t| t.processes.iter().map(|p| p.resident_bytes).sum()),
         thaw_started_us: life.thaw_us.0,
         thaw_done_us: life.thaw_us.1,

@@ -71,6 +71,8 @@ pub struct Thawed {
     pub shares_memory: bool,
     /// How long each phase took.
     pub phases: Vec<Phase>,
+    /// What CRIU did in the phase `restore`.
+    pub criu_steps: Vec<Phase>,
     /// When it began, microseconds of CLOCK_MONOTONIC.
     pub began_us: u64,
     /// When the tasks ran, likewise.
@@ -255,6 +257,9 @@ async fn attempt(
     let mut restore = worker.restore(images, &options).await?;
     let application = restore.restored().await?;
     watch.lap("restore");
+    let criu_steps = restore.steps().iter();
+    let criu_steps = criu_steps.map(|s| Phase { name: s.stage.clone(), ms: s.took.as_secs_f64() * 1e3 });
+    let criu_steps = criu_steps.collect();
 
     // One that has slept goes on counting.
     let generation = prepared.record.generation.max(container.life().generation) + 1;
@@ -284,6 +289,7 @@ async fn attempt(
         pager,
         shares_memory,
         phases: watch.phases(),
+        criu_steps,
         began_us,
         done_us: monotonic_us(),
     })

@@ -46,6 +46,9 @@ async fn node_a_process_goes_on_in_ten_other_containers() {
         let (_work, mut restore) = restore(&toolchain, &target, images.path(), &source.stdout_key()).await;
         let spawned = start.elapsed();
         assert_eq!(restore.restored().await.unwrap(), 300);
+        let stages = restore.steps().iter().map(|step| step.stage.as_str());
+        let stages: Vec<_> = stages.filter(|stage| !stage.ends_with("setup-namespaces")).collect();
+        assert_eq!(stages, ["pre-restore", "post-restore"]);
         let restored = start.elapsed();
         assert_eq!(restore.finish().await.unwrap(), 300);
         eprintln!("spawned {spawned:?}, restored {restored:?}, running {:?}", start.elapsed());
