@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
-use woodfrog_criu::Toolchain;
+use woodfrog_criu::{Features, Setup, Toolchain, Worker};
 use woodfrog_image::Compatibility;
 use woodfrog_protocol::paths;
 
@@ -60,7 +60,8 @@ async fn agent(args: RunArgs) -> Result<()> {
     let criu = Toolchain::open(&args.criu)?;
     let version = criu.version()?;
     criu.ensure_kdat(paths::KDAT.as_ref())?;
-    info!(%version, "criu");
+    let criu = Arc::new(criu);
+    tell_of(&criu, &version, &dirs.scratch).await;
     let node = Compatibility::of_this_node(&version)?;
     let runtime = Arc::new(Containerd::connect(&args.containerd).await?);
     let counted = Metrics::default();
@@ -77,7 +78,7 @@ async fn agent(args: RunArgs) -> Result<()> {
         WorkingSets::open(sets.clone()).with_context(|| format!("cannot use {}", sets.display()))?;
     let activator = Activator::probe(args.kubelet, counted.clone()).await;
     let activator = activator.inspect_err(|e| warn!("no container can be dormant here: {e}")).ok();
-    let means = Means { criu: Arc::new(criu), pager, page_store, activator, metrics: counted, node };
+    let means = Means { criu, pager, page_store, activator, metrics: counted, node };
     let engine = Engine::new(runtime, Arc::new(Registries), means, working_sets, dirs);
     engine.adopt().await?;
     let listener =
@@ -102,6 +103,20 @@ async fn agent(args: RunArgs) -> Result<()> {
         () = server::serve(listener, engine.clone()) => Ok(()),
         ended = control => ended,
         ended = end() => ended,
+    }
+}
+
+/// Says what CRIU can do here. Changed pages are not used yet: a freeze copies all memory while the application stands still.
+async fn tell_of(criu: &Arc<Toolchain>, version: &str, work: &Path) {
+    let ask = async {
+        let work = tempfile::tempdir_in(work)?;
+        let directory = std::fs::File::open(work.path())?.into();
+        let features = Worker::spawn(criu.clone(), Setup::new(directory)).await?.features().await?;
+        Ok::<_, anyhow::Error>(features)
+    };
+    match ask.await {
+        Ok(Features { track_memory, lazy_pages, .. }) => info!(version, track_memory, lazy_pages, "criu"),
+        Err(e) => warn!(version, "criu does not tell what it can do here: {e:#}"),
     }
 }
 
