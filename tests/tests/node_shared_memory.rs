@@ -203,6 +203,52 @@ fn node_a_go_program_shares_its_memory() {
     });
 }
 
+/// Forks, and lets go of the child.
+const PARENT: &str = "import http.server as h, os, signal
+children = []
+def fork():
+    children.append(os.fork())
+    if not children[-1]:
+        while True: signal.pause()
+def reap():
+    child = children.pop()
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+class H(h.BaseHTTPRequestHandler):
+    def do_GET(self):
+        {'/fork': fork, '/reap': reap}.get(self.path, bool)()
+        self.send_response(200); self.end_headers(); self.wfile.write(b'well')
+h.HTTPServer(('0.0.0.0', 8080), H).serve_forever()";
+
+#[test]
+fn node_a_freeze_is_refused_by_name_as_long_as_a_child_shares_the_memory_of_its_parent() {
+    in_world("shared-child", &[App::Cpython], async |world| {
+        let spec = |name: &str, image: &str| {
+            let command = ["python3.14", "-c", PARENT].map(str::to_owned).to_vec();
+            PodSpec { command, ..PodSpec::new(name, image) }
+        };
+        let warm = world.warm(spec("warm", &App::Cpython.reference())).await?;
+        let (image, again) = (world.image(App::Cpython, "parent"), world.image(App::Cpython, "parent-again"));
+        world.freeze_shared(&warm, &image)?;
+        warm.remove().await?;
+
+        let thawed = world.from_image(spec("thawed", &image)).await?;
+        world.assert_thawed(&thawed)?;
+        thawed.wait("/", STARTUP)?;
+        ensure!(world.ps(&thawed)?["shares_memory"] == true, "{}", log(world, &thawed));
+        thawed.get("/fork")?;
+        let children = "p=$(cat /proc/1/task/1/children | cut -d' ' -f1); cat /proc/$p/task/$p/children";
+        let (_, child) = thawed.exec(&["sh", "-c", children]).await?;
+        let refused = world.freeze_shared(&thawed, &again).err().context("it was frozen")?;
+        let said = format!("{refused:#}");
+        ensure!(said.contains(&format!("process {child} was forked from one that shares")), "{said}");
+        thawed.get("/reap")?;
+        world.freeze_shared(&thawed, &again)?;
+        ensure!(thawed.get("/")? == "well", "it lives on");
+        thawed.remove().await
+    });
+}
+
 /// A warm synthetic server that has counted to 3, and images of it.
 async fn frozen(world: &World<'_>, images: &[&str]) -> Result<()> {
     let warm = world.warm(PodSpec::new("warm", &App::Synthetic.reference())).await?;

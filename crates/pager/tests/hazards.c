@@ -1,14 +1,16 @@
 // What memory that is shared may be asked for, one thing after the other.
 //
-//   hazards SOCKET PAGES FILE SCRATCH early|late
+//   hazards SOCKET PAGES FILE SCRATCH early|late|core
 //
-// "late" reads all of the region first, so that each page is in the page table. Every check has 16 pages of its own.
+// "late" reads all of the region first, so that each page is in the page table; "core" too, and then dumps core in the directory SCRATCH. Every check has 16 pages of its own.
 #include "process.h"
 
 #include <linux/futex.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 
@@ -274,6 +276,20 @@ static void io(void) {
     free(copy);
 }
 
+// Page 1 is written to, page 2 given up, and what is behind page 15 a mapping of its own to which nobody has ever written.
+static void dump_core(void) {
+    must(!mkdir(scratch, 0700) && !chdir(scratch), "a directory for the core");
+    must(!mprotect(at(16), (pages - 16) * PAGE, PROT_READ), "mprotect");
+    memset(at(1), 7, PAGE);
+    must(!madvise(at(2), PAGE, MADV_DONTNEED), "MADV_DONTNEED");
+    // Mappings of files are not in a core. The kernel takes one for memory of its own once a page was given to it by UFFDIO_CONTINUE.
+    struct rlimit limit;
+    must(!getrlimit(RLIMIT_CORE, &limit), "getrlimit");
+    limit.rlim_cur = limit.rlim_max;
+    must(!setrlimit(RLIMIT_CORE, &limit), "setrlimit");
+    abort();
+}
+
 static void runs(void (*hazard)(void), const char *name) {
     // So that a failure that does not say so itself is found.
     alarm(20);
@@ -286,9 +302,10 @@ int main(int count, char **arguments) {
     pages = strtoul(arguments[2], 0, 0);
     shared = arguments[3];
     scratch = arguments[4];
-    late = !strcmp(arguments[5], "late");
+    late = strcmp(arguments[5], "early") != 0;
     served(arguments[1]);
     for (unsigned long i = 0; late && i < pages; i++) expect(is_image(at(i), i), "read");
+    if (!strcmp(arguments[5], "core")) dump_core();
     runs(give_up, "give_up");
     runs(free_lazily, "free_lazily");
     runs(reclaim, "reclaim");

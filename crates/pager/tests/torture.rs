@@ -6,6 +6,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Seek as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::os::unix::net::UnixListener;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -334,6 +335,44 @@ fn shared_memory_does_what_anonymous_memory_does() {
             assert!(words.eq((0..PAGE / 8).map(|index| word(page, index))), "page {page} of the store");
         }
     }
+}
+
+#[test]
+fn a_core_dump_has_what_is_shared_as_well_as_what_is_not() {
+    let pattern = fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap();
+    if !is_possible() || pattern.contains(['|', '/', '@']) {
+        eprintln!("skipped: the machine's cores go elsewhere: {pattern}");
+        return;
+    }
+    let paging = Paging::share(Vec::new(), false);
+    let process = paging.hazards("core").wait_with_output().unwrap();
+    assert!(process.status.core_dumped(), "{process:?}");
+    let path = fs::read_dir(paging.dir.path().join("scratch")).unwrap().next().unwrap().unwrap().path();
+    let core = fs::read(path).unwrap();
+    for page in 0..PAGES {
+        let bytes = memory_in(&core, BASE + page * PAGE);
+        let words: Vec<u64> =
+            bytes.chunks_exact(8).map(|bytes| u64::from_ne_bytes(bytes.try_into().unwrap())).collect();
+        match page {
+            1 => assert!(bytes.iter().all(|byte| *byte == 7), "the page that was written to"),
+            2 => assert!(bytes.iter().all(|byte| *byte == 0), "the page that was given up"),
+            _ => assert!(words.into_iter().eq((0..PAGE / 8).map(|index| word(page, index))), "page {page}"),
+        }
+    }
+}
+
+/// A page in a core file (`elf(5)`, 64 bits).
+fn memory_in(core: &[u8], address: u64) -> &[u8] {
+    let number = |at: usize| u64::from_ne_bytes(core[at..at + 8].try_into().unwrap());
+    let half = |at: usize| usize::from(u16::from_ne_bytes(core[at..at + 2].try_into().unwrap()));
+    let (headers, size, count) = (number(32) as usize, half(54), half(56));
+    let loads = (0..count).map(|index| headers + index * size).filter(|at| core[*at..at + 4] == [1, 0, 0, 0]);
+    let mut found = loads.filter_map(|at| {
+        let (offset, start, length) = (number(at + 8), number(at + 16), number(at + 32));
+        (start..start + length).contains(&address).then(|| (offset + (address - start)) as usize)
+    });
+    let at = found.next().unwrap_or_else(|| panic!("{address:#x} is not in the core"));
+    &core[at..at + PAGE as usize]
 }
 
 #[test]
