@@ -8,9 +8,12 @@ use std::str::FromStr;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use woodfrog_testnode::App;
 
+use crate::after::args::AfterArgs;
 use crate::cluster::args::ClusterArgs;
 use crate::freeze::args::FreezeArgs;
 use crate::operator::args::OperatorArgs;
+use crate::pager::args::PagerArgs;
+use crate::thaw::args::ThawArgs;
 use crate::wake::args::WakeArgs;
 
 /// Shows and measures Woodfrog on a node, an API server or a cluster of its own.
@@ -29,6 +32,10 @@ pub(crate) enum Command {
     Cluster(ClusterArgs),
     /// Measure restored, first response, all memory there, in every way, for applications and sizes
     Thaw(ThawArgs),
+    /// Measure requests to thawed applications that run for a while, beside those to processes that were never frozen
+    After(AfterArgs),
+    /// Measure the pager's CPU time and speed beside read() of the same memory
+    Pager(PagerArgs),
     /// Measure how long a freeze holds an application, and how fast its image is built
     Freeze(FreezeArgs),
     /// Measure a client's SYN to a dormant pod until the first byte of the answer
@@ -86,41 +93,6 @@ pub(crate) struct DemoArgs {
     pub(crate) node: NodeArgs,
 }
 
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  woodfrog-bench thaw                                             all applications, all sizes
-  woodfrog-bench thaw --applications cpython --sizes              one application
-  woodfrog-bench thaw --applications --sizes 64x1,2048x64         a synthetic server: MB x threads
-  woodfrog-bench thaw --modes criu,copied --runs 15               two ways
-  woodfrog-bench thaw --json thaw.json --plots docs/performance   for programs, and pictures
-
-Columns, all from what triggers the way (CreateContainer; the start of criu or runc; the agent's start of the thaw):
-  restored     all tasks are there
-  response     the first HTTP 200
-  99 % there   of the memory
-  private      memory that the container shares with nobody, when it is there
-  CPU          of the container's cgroup with all that restored it (runc and containerd restore from outside of it)")]
-pub(crate) struct ThawArgs {
-    /// Applications, with commas between them
-    #[arg(long, value_enum, num_args = 0.., value_delimiter = ',', default_values_t = [Application::Cpython, Application::Tomcat, Application::Node, Application::Rails])]
-    pub(crate) applications: Vec<Application>,
-    /// Synthetic servers, each as MBxTHREADS, with commas between them
-    #[arg(long, num_args = 0.., value_delimiter = ',', default_values_t = Size::ALL)]
-    pub(crate) sizes: Vec<Size>,
-    /// Ways to bring them up, with commas between them
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Mode::ALL)]
-    pub(crate) modes: Vec<Mode>,
-    /// How often each is started in each way
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
-    pub(crate) runs: u32,
-    /// Draw plots (SVG) into this directory
-    #[arg(long, value_name = "DIRECTORY")]
-    pub(crate) plots: Option<PathBuf>,
-    #[command(flatten)]
-    pub(crate) node: NodeArgs,
-}
-
 /// A way to bring an application up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Mode {
@@ -141,8 +113,13 @@ pub(crate) enum Mode {
 }
 
 impl Mode {
-    const ALL: [Self; 7] =
+    pub(crate) const ALL: [Self; 7] =
         [Self::Cold, Self::Runc, Self::Containerd, Self::Criu, Self::CriuLazy, Self::Copied, Self::Shared];
+
+    /// It is a way of Woodfrog's.
+    pub(crate) const fn is_ours(self) -> bool {
+        matches!(self, Self::Copied | Self::Shared)
+    }
 
     /// As in arguments and JSON.
     pub(crate) const fn name(self) -> &'static str {
@@ -168,7 +145,7 @@ pub(crate) struct Size {
 }
 
 impl Size {
-    const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 5] = [
         Self { megabytes: 64, threads: 1 },
         Self { megabytes: 64, threads: 64 },
         Self { megabytes: 512, threads: 8 },
@@ -286,6 +263,12 @@ pub(crate) enum Inside {
     },
     /// Tell what the processes of a container use
     Usage {
+        /// The container's PID 1, as the node sees it
+        #[arg(long)]
+        init: i32,
+    },
+    /// Read the page files of a container's image into fresh memory
+    Read {
         /// The container's PID 1, as the node sees it
         #[arg(long)]
         init: i32,

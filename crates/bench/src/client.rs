@@ -1,9 +1,10 @@
-//! Waiting for an application's first answer.
+//! Asking applications: for the first answer, and for many.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -32,7 +33,7 @@ impl FirstAnswer {
         let (send, answered) = oneshot::channel();
         let given_up = Arc::new(AtomicBool::new(false));
         let (node, stop) = (node.clone(), given_up.clone());
-        std::thread::spawn(move || {
+        thread::spawn(move || {
             let answer = node.in_network(|| ask(ip, timeout, &stop));
             _ = send.send(answer.unwrap_or_else(|e| Err(e.into())));
         });
@@ -54,21 +55,21 @@ impl Drop for FirstAnswer {
 fn ask(ip: IpAddr, timeout: Duration, given_up: &AtomicBool) -> Result<u64> {
     let deadline = Instant::now() + timeout;
     loop {
-        match once(ip) {
+        match ask_once(SocketAddr::new(ip, PORT), CONNECT_TIMEOUT) {
             Ok(()) => return Ok(now_us()),
             Err(_) if given_up.load(Ordering::Relaxed) => bail!("nobody waits any more"),
             Err(e) if Instant::now() > deadline => {
                 return Err(e.context(format!("no answer from {ip}:{PORT} within {timeout:?}")));
             }
-            Err(_) => std::thread::sleep(PAUSE),
+            Err(_) => thread::sleep(PAUSE),
         }
     }
 }
 
-fn once(ip: IpAddr) -> Result<()> {
-    let mut stream = TcpStream::connect_timeout(&SocketAddr::new(ip, PORT), CONNECT_TIMEOUT)?;
+fn ask_once(address: SocketAddr, connect_timeout: Duration) -> Result<()> {
+    let mut stream = TcpStream::connect_timeout(&address, connect_timeout)?;
     stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
-    write!(stream, "GET / HTTP/1.0\r\nHost: {ip}\r\nConnection: close\r\n\r\n")?;
+    write!(stream, "GET / HTTP/1.0\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
     let status = answer.split(|b| *b == b'\r').next().unwrap_or_default();
@@ -76,6 +77,34 @@ fn once(ip: IpAddr) -> Result<()> {
         bail!("the answer is {:?}", String::from_utf8_lossy(status));
     }
     Ok(())
+}
+
+/// Milliseconds from the SYN to the whole answer to `GET /`, which is 200; from the calling thread's network namespace.
+pub(crate) fn answer(address: SocketAddr) -> Result<f64> {
+    let start = now_us();
+    ask_once(address, ANSWER_TIMEOUT)?;
+    Ok(ms(start, now_us()))
+}
+
+/// Runs one client for each of these in the node's network, all from the same moment on; what became of each.
+pub(crate) fn together<T: Sync, R: Send>(
+    node: &Node,
+    each: &[T],
+    client: impl Fn(&T) -> Result<R> + Sync,
+) -> Result<Vec<Result<R>>> {
+    let start = Barrier::new(each.len());
+    let run = &|one| {
+        start.wait();
+        client(one)
+    };
+    let all = node.in_network(|| {
+        thread::scope(|scope| {
+            let clients: Vec<_> = each.iter().map(|one| scope.spawn(move || run(one))).collect();
+            let ended = clients.into_iter().map(thread::ScopedJoinHandle::join);
+            ended.map(|ended| ended.unwrap_or_else(|_| bail!("a client panicked"))).collect()
+        })
+    })?;
+    Ok(all)
 }
 
 /// Milliseconds from the SYN to the first byte of the answer to `GET /`, from the calling thread's network namespace.

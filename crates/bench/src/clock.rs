@@ -25,11 +25,16 @@ pub(crate) fn median(values: &[f64]) -> Option<f64> {
     }
 }
 
-/// The smallest value that 95 of 100 do not exceed. None of nothing.
-pub(crate) fn p95(values: &[f64]) -> Option<f64> {
+/// The smallest value that so many of 100 do not exceed. None of nothing.
+pub(crate) fn percentile(values: &[f64], hundredths: usize) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
-    sorted.get((sorted.len() * 95).div_ceil(100).checked_sub(1)?).copied()
+    sorted.get((sorted.len() * hundredths).div_ceil(100).checked_sub(1)?).copied()
+}
+
+/// The same of 95.
+pub(crate) fn p95(values: &[f64]) -> Option<f64> {
+    percentile(values, 95)
 }
 
 #[cfg(test)]

@@ -1,11 +1,13 @@
-//! What pods that sleep cost a node, looked at in the node.
+//! What containers and the agent cost a node, looked at in the node.
 
 use std::fs;
 
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
+use woodfrog_testkubelet::stack::AGENT;
 
-use crate::inside::cgroups;
+use crate::contenders::Place;
+use crate::inside::{cgroup_cpu_us, cgroups};
 
 /// What some containers and the agent use at one moment.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -16,18 +18,35 @@ pub(crate) struct Footprint {
     pub(crate) init_bytes: u64,
     /// Resident memory of the agent, shared pages by part.
     pub(crate) agent_bytes: u64,
-    /// CPU time of all of these so far.
+    /// CPU time of the agent and of the containers' PID 1 so far.
     pub(crate) cpu_us: u64,
+    /// CPU time of the containers' cgroups so far.
+    pub(crate) cgroups_cpu_us: u64,
+}
+
+/// Asks the node for that.
+pub(crate) fn of(place: &Place, inits: &[i32]) -> Result<Footprint> {
+    let (_, agent) = place.node.service_pid(AGENT).context("the agent does not run")?;
+    let mut arguments = vec!["footprint".to_owned(), "--agent".into(), agent.to_string()];
+    arguments.extend(inits.iter().map(ToString::to_string));
+    let report = place.inside(&arguments.iter().map(String::as_str).collect::<Vec<_>>())?;
+    serde_json::from_str(&report).with_context(|| report.clone())
 }
 
 /// Looks at containers, by their PID 1, and at the agent.
 pub(crate) fn look(inits: &[i32], agent: i32) -> Result<Footprint> {
-    let mut sum =
-        Footprint { cgroup_bytes: 0, init_bytes: 0, agent_bytes: pss(agent)?, cpu_us: cpu_us(agent)? };
+    let mut sum = Footprint {
+        cgroup_bytes: 0,
+        init_bytes: 0,
+        agent_bytes: pss(agent)?,
+        cpu_us: cpu_us(agent)?,
+        cgroups_cpu_us: 0,
+    };
     for init in inits {
         sum.cgroup_bytes += charged(*init)?;
         sum.init_bytes += pss(*init)?;
         sum.cpu_us += cpu_us(*init)?;
+        sum.cgroups_cpu_us += cgroup_cpu_us(*init)?;
     }
     Ok(sum)
 }

@@ -14,8 +14,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use prost::Message;
+use rustix::buffer::spare_capacity;
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, WaitIdStatus, pidfd_open};
+use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use woodfrog_sys::process::{Child, HELPER_PIDS, Place, Program};
 
@@ -158,7 +160,7 @@ pub(crate) struct Usage {
 
 /// Looks at all processes below a container's PID 1, and at that.
 pub(crate) fn usage(init: i32) -> Result<Usage> {
-    let mut usage = Usage { private_bytes: 0, threads: 0, cpu_us: cpu_us(init)? };
+    let mut usage = Usage { private_bytes: 0, threads: 0, cpu_us: cgroup_cpu_us(init)? };
     let mut pids = vec![init.to_string()];
     while let Some(pid) = pids.pop() {
         for task in fs::read_dir(format!("/proc/{pid}/task"))? {
@@ -192,7 +194,7 @@ fn private_bytes(smaps: &str) -> Result<u64> {
 }
 
 /// CPU time of a process's cgroup, by version 1 or 2.
-fn cpu_us(pid: i32) -> Result<u64> {
+pub(crate) fn cgroup_cpu_us(pid: i32) -> Result<u64> {
     for directory in cgroups(pid)? {
         if let Ok(nanoseconds) = fs::read_to_string(directory.join("cpuacct.usage")) {
             return Ok(nanoseconds.trim().parse::<u64>()? / 1000);
@@ -203,6 +205,46 @@ fn cpu_us(pid: i32) -> Result<u64> {
         }
     }
     bail!("no cgroup of process {pid} counts its CPU time")
+}
+
+/// What it takes to read memory.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Read {
+    pub(crate) bytes: u64,
+    /// CPU time of this process for it, in microseconds.
+    pub(crate) cpu_us: u64,
+    /// From the first to the last byte.
+    pub(crate) took_us: u64,
+}
+
+/// Reads the page files of a container's checkpoint image into memory that is new each time.
+pub(crate) fn read(init: i32) -> Result<Read> {
+    let images = format!("/proc/{init}/root/.woodfrog/checkpoint");
+    let mut read = Read { bytes: 0, cpu_us: 0, took_us: 0 };
+    for entry in fs::read_dir(&images).with_context(|| images.clone())? {
+        let entry = entry?;
+        if !entry.file_name().to_string_lossy().starts_with("pages-") {
+            continue;
+        }
+        let file = File::open(entry.path())?;
+        let length = file.metadata()?.len();
+        // An allocation of this size is a mapping of its own, of pages that have never been touched.
+        let mut memory = Vec::with_capacity(usize::try_from(length)?);
+        let (cpu, began) = (process_cpu_us(), now_us());
+        while (memory.len() as u64) < length {
+            ensure!(rustix::io::read(&file, spare_capacity(&mut memory))? > 0, "{}", entry.path().display());
+        }
+        read.cpu_us += process_cpu_us() - cpu;
+        read.took_us += now_us() - began;
+        read.bytes += length;
+    }
+    ensure!(read.bytes > 0, "there are no page files in {images}");
+    Ok(read)
+}
+
+fn process_cpu_us() -> u64 {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    time.tv_sec.unsigned_abs() * 1_000_000 + time.tv_nsec.unsigned_abs() / 1_000
 }
 
 /// Runs a command to its end, without input or output.

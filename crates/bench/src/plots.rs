@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use plotters::prelude::*;
 
 use crate::args::Mode;
-use crate::report::Metric;
+use crate::report::{Metric, Record};
 use crate::thaw::Measured;
 
 const SIZE: (u32, u32) = (900, 420);
@@ -111,55 +111,64 @@ fn sizes(file: &Path, all: &[&Measured]) -> Result<()> {
     Ok(())
 }
 
-/// A bar of phases for each workload: where the milliseconds to the first response go.
+/// A bar of phases for each workload and way of Woodfrog's: where the milliseconds to the first response go.
 fn phases(file: &Path, all: &[&Measured]) -> Result<()> {
-    let bars: Vec<(&str, Vec<(&str, f64)>)> = all
-        .iter()
-        .filter_map(|measured| {
-            let median = |metric| measured.median(Mode::Copied, metric);
-            let mut parts: Vec<(&str, f64)> =
-                Metric::PHASES.iter().filter_map(|phase| Some((phase.title(), median(*phase)?))).collect();
-            let phases: f64 = parts.iter().map(|(_, ms)| ms).sum();
-            parts.push(("first response", (median(Metric::Response)? - phases).max(0.0)));
-            Some((measured.workload.name(), parts))
-        })
-        .collect();
+    let bars: Vec<(String, Vec<(&str, f64)>)> = all.iter().flat_map(|measured| bars_of(measured)).collect();
     let longest = bars.iter().map(|(_, parts)| parts.iter().map(|(_, ms)| ms).sum::<f64>());
     let longest = longest.fold(1.0, f64::max);
-    let root = SVGBackend::new(file, (SIZE.0, 110 + 40 * bars.len() as u32)).into_drawing_area();
+    let root = SVGBackend::new(file, (SIZE.0, 150 + 28 * bars.len() as u32)).into_drawing_area();
     root.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&root)
-        .caption("A thaw by its phases (medians)", ("sans-serif", 18))
+        .caption("A thaw by its phases, and CRIU's steps within it (medians)", ("sans-serif", 18))
         .margin(10)
         .x_label_area_size(30)
-        .y_label_area_size(150)
-        .build_cartesian_2d(0.0..longest * 1.25, 0.0..bars.len() as f64)?;
-    let name = |y: &f64| bars.get(*y as usize).map_or(String::new(), |(name, _)| (*name).to_owned());
+        .y_label_area_size(190)
+        .build_cartesian_2d(0.0..longest * 1.3, 0.0..bars.len() as f64)?;
+    let name = |y: &f64| bars.get(*y as usize).map_or(String::new(), |(name, _)| name.clone());
     chart
         .configure_mesh()
         .disable_y_mesh()
         .y_labels(bars.len() * 2 + 1)
-        .x_label_formatter(&|ms| format!("{ms:.0} ms"))
         .y_label_formatter(&|y| if (y.fract() - 0.5).abs() < 0.01 { name(y) } else { String::new() })
+        .x_label_formatter(&|ms| format!("{ms:.0} ms"))
         .label_style(FONT)
         .draw()?;
-    let titles = Metric::PHASES.iter().map(|phase| phase.title()).chain(["first response"]);
-    for (index, title) in titles.enumerate() {
+    for (index, title) in parts().map(|part| part.title()).chain([ANSWER]).enumerate() {
         let colour = Palette99::pick(index).to_rgba();
-        let parts = bars.iter().enumerate().filter_map(|(row, (_, parts))| {
+        let rectangles = bars.iter().enumerate().filter_map(|(row, (_, parts))| {
             let part = parts.iter().position(|(other, _)| *other == title)?;
             let left: f64 = parts[..part].iter().map(|(_, ms)| ms).sum();
-            let corners = [(left, row as f64 + 0.2), (left + parts[part].1, row as f64 + 0.8)];
+            let corners = [(left, row as f64 + 0.15), (left + parts[part].1, row as f64 + 0.85)];
             Some(Rectangle::new(corners, colour.filled()))
         });
         chart
-            .draw_series(parts)?
+            .draw_series(rectangles)?
             .label(title)
             .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 10, y + 5)], colour.filled()));
     }
     legend(&mut chart, SeriesLabelPosition::UpperRight)?;
     root.present()?;
     Ok(())
+}
+
+/// What comes after the phases: the application's own part.
+const ANSWER: &str = "first response";
+
+/// The phases in order, with CRIU's steps in place of what they are steps of.
+fn parts() -> impl Iterator<Item = Metric> {
+    let steps = |phase| if phase == Metric::Restore { Metric::CRIU.to_vec() } else { vec![phase] };
+    Metric::PHASES.into_iter().flat_map(steps)
+}
+
+fn bars_of(measured: &Measured) -> Vec<(String, Vec<(&'static str, f64)>)> {
+    let ours = measured.records.iter().filter(|(mode, _)| mode.is_ours());
+    let bar = |(mode, record): &(Mode, Record)| {
+        let mut bar: Vec<_> = parts().filter_map(|part| Some((part.title(), record.median(part)?))).collect();
+        let phases: f64 = bar.iter().map(|(_, ms)| ms).sum();
+        bar.push((ANSWER, (record.median(Metric::Response)? - phases).max(0.0)));
+        Some((format!("{}, {}", measured.workload.name(), mode.name()), bar))
+    };
+    ours.filter_map(bar).collect()
 }
 
 fn legend<'a, X: plotters::coord::ranged1d::Ranged, Y: plotters::coord::ranged1d::Ranged>(

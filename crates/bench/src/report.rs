@@ -68,6 +68,12 @@ pub(crate) enum Metric {
     Commit,
     /// See `Prepare`.
     Resume,
+    /// Steps of CRIU within [`Metric::Restore`]: it reads its images.
+    CriuImages,
+    /// It makes the first task, in a time namespace of the tree's own.
+    CriuNamespaces,
+    /// It makes all other tasks, and gives all of them what they had.
+    CriuTasks,
 }
 
 impl Metric {
@@ -104,6 +110,9 @@ impl Metric {
     /// The phases of a thaw, in order.
     pub(crate) const PHASES: [Self; 7] =
         [Self::Prepare, Self::Check, Self::Worker, Self::Lease, Self::Restore, Self::Commit, Self::Resume];
+
+    /// What CRIU does in [`Metric::Restore`], in order.
+    pub(crate) const CRIU: [Self; 3] = [Self::CriuImages, Self::CriuNamespaces, Self::CriuTasks];
 
     /// The phase that the agent calls so.
     pub(crate) fn phase(name: &str) -> Option<Self> {
@@ -145,6 +154,9 @@ impl Metric {
             Self::Restore => ("restore_ms", "restore"),
             Self::Commit => ("commit_ms", "commit"),
             Self::Resume => ("resume_ms", "resume"),
+            Self::CriuImages => ("criu_images_ms", "criu: images"),
+            Self::CriuNamespaces => ("criu_namespaces_ms", "criu: first task"),
+            Self::CriuTasks => ("criu_tasks_ms", "criu: tasks"),
         }
     }
 

@@ -7,6 +7,8 @@ use anyhow::{Context, Result, ensure};
 use woodfrog_testkubelet::http;
 use woodfrog_testnode::{App, Node};
 
+use crate::args::{Application, Size};
+
 /// As many requests as a warm-up makes.
 const REQUESTS: usize = 100;
 /// Servers close a connection some time after their client has; one that is half closed cannot be restored.
@@ -65,6 +67,23 @@ impl Workload {
         let entrypoint = self.app.entrypoint().iter().map(|part| (*part).to_owned());
         entrypoint.chain(self.args()).collect()
     }
+}
+
+/// What was chosen on a command line.
+pub(crate) fn chosen(applications: &[Application], sizes: &[Size]) -> Vec<Workload> {
+    let applications = applications.iter().map(|application| App::from(*application).into());
+    applications.chain(sizes.iter().map(|size| Workload::synthetic(size.megabytes, size.threads))).collect()
+}
+
+/// The applications whose images the node must have for these.
+pub(crate) fn apps(workloads: &[Workload]) -> Vec<App> {
+    let mut apps = Vec::new();
+    for workload in workloads {
+        if !apps.contains(&workload.app) {
+            apps.push(workload.app);
+        }
+    }
+    apps
 }
 
 /// What an application held in memory when it was dumped.

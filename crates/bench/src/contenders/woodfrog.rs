@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use async_trait::async_trait;
 use serde::Deserialize;
-use woodfrog_testkubelet::Container;
+use woodfrog_testkubelet::{Container, PodSpec};
 
 use super::{Contender, PATIENCE, Place, Value};
 use crate::args::Mode;
@@ -41,13 +41,17 @@ struct FrozenImage {
 
 /// A container of `woodfrog ps --output json`.
 #[derive(Debug, Deserialize)]
-struct Managed {
+pub(crate) struct Managed {
     id: String,
     state: String,
     reason: String,
+    pub(crate) thaw_ms: f64,
     thaw_started_us: u64,
-    thaw_done_us: u64,
+    /// When the threads ran, by [`now_us`].
+    pub(crate) thaw_done_us: u64,
     thaw_phases: Vec<Phase>,
+    criu_steps: Vec<Phase>,
+    pub(crate) shares_memory: bool,
     memory: Option<Memory>,
 }
 
@@ -57,9 +61,34 @@ struct Phase {
     ms: f64,
 }
 
+/// How its memory came.
 #[derive(Clone, Copy, Debug, Deserialize)]
-struct Memory {
+pub(crate) struct Memory {
+    pub(crate) brought_bytes: u64,
     nearly_us: u64,
+    /// When all was there, by [`now_us`].
+    pub(crate) complete_us: u64,
+    /// CPU time of the pager.
+    pub(crate) cpu_us: u64,
+}
+
+/// As many thaws of an image on a node find out what it wants first.
+const RECORDED: u32 = 3;
+
+impl Managed {
+    /// Fails unless it is in this state.
+    pub(crate) fn expect(&self, state: &str) -> Result<()> {
+        ensure!(self.state == state, "the container is {}, not {state}: {}", self.state, self.reason);
+        Ok(())
+    }
+
+    /// Milliseconds of what CRIU did after the stage `from`, or from its beginning, up to the stage `to`.
+    fn criu_ms(&self, from: Option<&str>, to: &str) -> Option<f64> {
+        let place = |stage: &str| self.criu_steps.iter().position(|step| step.name == stage);
+        let begin = from.map_or(Some(0), |stage| place(stage).map(|at| at + 1))?;
+        let steps = self.criu_steps.get(begin..=place(to)?)?;
+        Some(steps.iter().map(|step| step.ms).sum())
+    }
 }
 
 impl Woodfrog {
@@ -79,7 +108,7 @@ impl Woodfrog {
         container.start().await?;
         let started = now_us();
         let answered = answer.at().await?;
-        let (managed, memory) = self.with_all_memory(&container.id).await?;
+        let (managed, memory) = with_all_memory(&self.place, &container.id).await?;
         let usage = self.place.usage(container.pid().await?)?;
         self.state.check(&self.place.node, container.ip())?;
         let since = |us: u64| ms(managed.thaw_started_us, us);
@@ -94,32 +123,58 @@ impl Woodfrog {
         values.extend(usage);
         let phases = managed.thaw_phases.iter();
         values.extend(phases.filter_map(|phase| Some((Metric::phase(&phase.name)?, phase.ms))));
+        // A tree that keeps the clock of its node has no namespaces of its own.
+        let (images, namespaces) = ("pre-restore", "post-setup-namespaces");
+        let tasks = managed.criu_ms(Some(namespaces), "post-restore");
+        let steps = [
+            (Metric::CriuImages, managed.criu_ms(None, images)),
+            (Metric::CriuNamespaces, managed.criu_ms(Some(images), namespaces)),
+            (Metric::CriuTasks, tasks.or_else(|| managed.criu_ms(Some(images), "post-restore"))),
+        ];
+        values.extend(steps.into_iter().filter_map(|(metric, ms)| Some((metric, ms?))));
         Ok(values)
     }
 
-    async fn with_all_memory(&self, id: &str) -> Result<(Managed, Memory)> {
-        let begin = Instant::now();
-        loop {
-            let managed = self.managed(id)?;
-            ensure!(
-                managed.state == "thawed",
-                "the container is {}, not thawed: {}",
-                managed.state,
-                managed.reason
-            );
-            if let Some(memory) = managed.memory {
-                return Ok((managed, memory));
-            }
-            ensure!(begin.elapsed() < PATIENCE, "its memory does not come");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+    /// A pod of its image.
+    pub(crate) fn pod(&self, way: &str) -> PodSpec {
+        PodSpec { image: self.image.clone(), ..self.place.pod(&self.workload, way) }
     }
 
-    fn managed(&self, id: &str) -> Result<Managed> {
-        let output = woodfrog(&self.place, &["ps", "--output", "json"])?;
-        let all: Vec<Managed> = serde_json::from_str(&output).with_context(|| output.clone())?;
-        all.into_iter().find(|m| m.id == id).with_context(|| format!("woodfrog ps does not know {id}"))
+    /// The same, that stands by as `kind` says.
+    pub(crate) fn standby(&self, kind: &str, way: &str) -> PodSpec {
+        let mut spec = self.pod(way);
+        spec.annotations.insert("woodfrog.dev/standby".into(), kind.into());
+        spec
     }
+
+    /// Thaws it until this node knows what it wants first.
+    pub(crate) async fn settle(&self) -> Result<()> {
+        for _ in 0..RECORDED {
+            self.once().await?;
+        }
+        Ok(())
+    }
+}
+
+/// The container once all of its memory is there; it must have been thawed.
+pub(crate) async fn with_all_memory(place: &Place, id: &str) -> Result<(Managed, Memory)> {
+    let begin = Instant::now();
+    loop {
+        let managed = managed(place, id)?;
+        managed.expect("thawed")?;
+        if let Some(memory) = managed.memory {
+            return Ok((managed, memory));
+        }
+        ensure!(begin.elapsed() < PATIENCE, "its memory does not come");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// What `woodfrog ps` says of a container.
+pub(crate) fn managed(place: &Place, id: &str) -> Result<Managed> {
+    let output = woodfrog(place, &["ps", "--output", "json"])?;
+    let all: Vec<Managed> = serde_json::from_str(&output).with_context(|| output.clone())?;
+    all.into_iter().find(|m| m.id == id).with_context(|| format!("woodfrog ps does not know {id}"))
 }
 
 #[async_trait]
@@ -135,9 +190,7 @@ impl Contender for Woodfrog {
 
     async fn once(&self) -> Result<Vec<Value>> {
         let place = &self.place;
-        let mut spec = place.pod(&self.workload, "thaw");
-        spec.image = self.image.clone();
-        let pod = place.shim.sandbox(spec).await?;
+        let pod = place.shim.sandbox(self.pod("thaw")).await?;
         let answer = FirstAnswer::from(&place.node, pod.ip, PATIENCE);
         let start = now_us();
         let container = pod.create().await?;

@@ -1,10 +1,9 @@
 //! `woodfrog-bench freeze`: its part of the command line.
 
 use clap::Args;
-use woodfrog_testnode::App;
 
 use crate::args::{Application, NodeArgs, Size};
-use crate::workload::Workload;
+use crate::workload::{Workload, chosen};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -37,16 +36,7 @@ pub(crate) struct FreezeArgs {
 }
 
 impl FreezeArgs {
-    /// The applications whose images the node must have.
-    pub(crate) fn apps(&self) -> Vec<App> {
-        let synthetic = (!self.sizes.is_empty()).then_some(App::Synthetic);
-        self.applications.iter().map(|application| (*application).into()).chain(synthetic).collect()
-    }
-
-    pub(super) fn workloads(&self) -> Vec<Workload> {
-        let applications = self.applications.iter().map(|application| App::from(*application).into());
-        applications
-            .chain(self.sizes.iter().map(|size| Workload::synthetic(size.megabytes, size.threads)))
-            .collect()
+    pub(crate) fn workloads(&self) -> Vec<Workload> {
+        chosen(&self.applications, &self.sizes)
     }
 }

@@ -3,16 +3,14 @@
 use std::fmt;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use serde_json::{Value as Json, json};
-use woodfrog_testkubelet::stack::AGENT;
 
-use super::{expect, managed, standby};
 use crate::args::Mode;
 use crate::clock::{ms, now_us};
-use crate::contenders::woodfrog::Woodfrog;
+use crate::contenders::woodfrog::{Woodfrog, managed};
 use crate::contenders::{Contender as _, Place};
-use crate::footprint::Footprint;
+use crate::footprint::{self, Footprint};
 use crate::progress::Progress;
 use crate::workload::Workload;
 
@@ -33,40 +31,31 @@ pub(super) struct Density {
 pub(super) async fn measure(place: &Place, workload: &Workload, pods: u32) -> Result<Density> {
     let ours = Woodfrog::prepare(place.clone(), workload.clone(), Mode::Copied).await?;
     // What the agent needs once, and does not give back, is there after the first.
-    let first = place.shim.run(standby(place, workload, &ours, "Dormant", "first")).await?;
-    let none = look(place, &[])?;
+    let first = place.shim.run(ours.standby("Dormant", "first")).await?;
+    let none = footprint::of(place, &[])?;
     first.remove().await?;
     let progress = Progress::new();
     let bar = progress.bar("density", u64::from(pods));
     let mut containers = Vec::new();
     let mut inits = Vec::new();
     for number in 0..pods {
-        let spec = standby(place, workload, &ours, "Dormant", &format!("sleeper-{number}"));
-        let container = place.shim.run(spec).await?;
+        let container = place.shim.run(ours.standby("Dormant", &format!("sleeper-{number}"))).await?;
         inits.push(container.pid().await?);
         containers.push(container);
         bar.advance();
     }
     bar.say("nothing happens");
-    let (before, began) = (look(place, &inits)?, now_us());
+    let (before, began) = (footprint::of(place, &inits)?, now_us());
     tokio::time::sleep(REST).await;
-    let (all, ended) = (look(place, &inits)?, now_us());
+    let (all, ended) = (footprint::of(place, &inits)?, now_us());
     for container in &containers {
-        expect(&managed(place, container)?, "dormant")?;
+        managed(place, &container.id)?.expect("dormant")?;
         container.remove().await?;
     }
     bar.finish();
     ours.clean().await?;
     let busy_ms = all.cpu_us.saturating_sub(before.cpu_us) as f64 / 1e3;
     Ok(Density { pods, none, all, idle_cpu_percent: 100.0 * busy_ms / ms(began, ended) })
-}
-
-fn look(place: &Place, inits: &[i32]) -> Result<Footprint> {
-    let (_, agent) = place.node.service_pid(AGENT).context("the agent does not run")?;
-    let mut arguments = vec!["footprint".to_owned(), "--agent".into(), agent.to_string()];
-    arguments.extend(inits.iter().map(ToString::to_string));
-    let report = place.inside(&arguments.iter().map(String::as_str).collect::<Vec<_>>())?;
-    serde_json::from_str(&report).with_context(|| report.clone())
 }
 
 impl Density {

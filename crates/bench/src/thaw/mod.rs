@@ -1,12 +1,16 @@
 //! `woodfrog-bench thaw`: restored, first response, all memory there, in every mode, for applications and sizes.
 
+pub(crate) mod args;
+mod at_once;
+mod replicas;
+
 use std::process::ExitCode;
 
 use anyhow::Result;
 use serde_json::{Value as Json, json};
-use woodfrog_testnode::App;
 
-use crate::args::{Mode, ThawArgs};
+use self::args::ThawArgs;
+use crate::args::Mode;
 use crate::contenders::Place;
 use crate::modes;
 use crate::plots;
@@ -21,24 +25,15 @@ pub(crate) struct Measured {
     pub(crate) records: Vec<(Mode, Record)>,
 }
 
-impl ThawArgs {
-    /// The applications whose images the node must have.
-    pub(crate) fn apps(&self) -> Vec<App> {
-        let synthetic = (!self.sizes.is_empty()).then_some(App::Synthetic);
-        self.applications.iter().map(|application| (*application).into()).chain(synthetic).collect()
-    }
-
-    fn workloads(&self) -> Vec<Workload> {
-        let applications = self.applications.iter().map(|application| App::from(*application).into());
-        applications
-            .chain(self.sizes.iter().map(|size| Workload::synthetic(size.megabytes, size.threads)))
-            .collect()
-    }
-}
-
 /// Measures all and prints the tables. Fails if Woodfrog itself did not work.
 pub(crate) async fn run(place: Place, args: &ThawArgs) -> Result<ExitCode> {
     let workloads = args.workloads();
+    if let Some(pods) = args.at_once {
+        return at_once::run(&place, &workloads, pods, args).await;
+    }
+    if let Some(pods) = args.replicas {
+        return replicas::run(&place, &workloads, pods, args).await;
+    }
     let progress = Progress::new();
     let bars: Vec<Bar> = workloads
         .iter()
@@ -120,9 +115,10 @@ impl Measured {
                     "private_bytes": whole(record.median(Metric::PrivateBytes)),
                     "cpu_ms": ms(record.median(Metric::Cpu)),
                 });
-                if *mode == Mode::Copied {
+                if mode.is_ours() {
                     object["phases_ms"] = Metric::PHASES
                         .iter()
+                        .chain(&Metric::CRIU)
                         .map(|phase| (phase.title().to_owned(), ms(record.median(*phase))))
                         .collect::<serde_json::Map<_, _>>()
                         .into();
