@@ -54,6 +54,9 @@ pub struct RunArgs {
     /// Name of this node in its cluster; without it the agent serves no control plane.
     #[arg(long, env = "NODE_NAME")]
     pub node_name: Option<String>,
+    /// Namespace of the agents, in which each renews the lease by which the operator knows that it is there.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "woodfrog-system")]
+    pub namespace: String,
     /// How to reach the API server; default: as the pod's service account.
     #[arg(long, requires = "node_name")]
     pub kubeconfig: Option<PathBuf>,

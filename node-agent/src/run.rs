@@ -86,7 +86,7 @@ async fn agent(args: RunArgs) -> Result<()> {
     info!(socket = %args.socket.display(), "ready");
     let control = async {
         match args.node_name {
-            Some(node) => control::run(args.kubeconfig.as_deref(), node, engine.clone()).await,
+            Some(node) => control::run(args.kubeconfig.as_deref(), node, &args.namespace, engine.clone()).await,
             None => std::future::pending().await,
         }
     };

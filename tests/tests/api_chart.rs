@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Pod, Secret};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
@@ -377,6 +378,49 @@ fn api_an_agent_says_of_its_nodes_pods_whether_they_sleep_and_nothing_else() -> 
             let message = refusal(events.create(&PostParams::default(), &event).await)?;
             ensure!(message.contains("Events of pods only"), "{message}");
         }
+        Ok(())
+    })
+}
+
+#[test]
+fn api_an_agent_renews_its_own_lease_and_no_other() -> Result<()> {
+    runtime()?.block_on(async {
+        let Some(release) = Release::new().await? else { return Ok(()) };
+        let elsewhere = release.server.namespace("elsewhere").await?;
+        let client = release.agent("n1").await?;
+        let leases = Api::<Lease>::namespaced(client.clone(), &release.namespace);
+        let lease = |name: &str| -> Result<Lease> {
+            from(json!({"metadata": {"name": name}, "spec": {"leaseDurationSeconds": 40}}))
+        };
+        let post = PostParams::default();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let mut number = 0;
+        // A policy is in force a moment after it was made.
+        while leases.create(&post, &lease(&format!("early-{number}"))?).await.is_ok() {
+            ensure!(Instant::now() < deadline, "the policy does not hold");
+            number += 1;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let mine = names::agent_lease("n1");
+        let renewed = Patch::Merge(json!({"spec": {"holderIdentity": "n1"}}));
+        leases.create(&post, &lease(&mine)?).await?;
+        leases.patch(&mine, &PatchParams::default(), &renewed).await?;
+
+        // Whoever wrote the operator's could keep all operators from their work.
+        let admin = Api::<Lease>::namespaced(release.admin.clone(), &release.namespace);
+        for theirs in [names::LEASE.to_owned(), names::agent_lease("n2")] {
+            let message = refusal(leases.create(&post, &lease(&theirs)?).await)?;
+            ensure!(message.contains("renews its own lease only"), "{message}");
+            admin.create(&post, &lease(&theirs)?).await?;
+            refusal(leases.patch(&theirs, &PatchParams::default(), &renewed).await)?;
+        }
+        refusal(leases.get(&mine).await)?;
+        refusal(leases.delete(&mine, &DeleteParams::default()).await)?;
+        let others = Api::<Lease>::namespaced(client, &elsewhere);
+        refusal(others.create(&post, &lease(&mine)?).await)?;
+        // The operator reads them all.
+        let seen = Api::<Lease>::namespaced(release.operator().await?, &release.namespace);
+        ensure!(seen.list(&ListParams::default()).await?.iter().any(|lease| lease.name_any() == mine));
         Ok(())
     })
 }

@@ -31,6 +31,7 @@ const RIGHTS: &[(&str, &str, &str, &str)] = &[
     ("agent", "*", "events.k8s.io/events", "create patch"),
     ("agent", "*", "woodfrog.dev/checkpoints", "list watch"),
     ("agent", "*", "woodfrog.dev/checkpoints/status", "patch"),
+    ("agent", NAMESPACE, "coordination.k8s.io/leases", "create patch"),
     ("operator", "*", "/nodes", "list"),
     ("operator", "*", "/pods", "get list watch create patch delete"),
     ("operator", "*", "/pods/resize", "patch"),
@@ -46,7 +47,7 @@ const RIGHTS: &[(&str, &str, &str, &str)] = &[
     ("operator", "*", "woodfrog.dev/warmpools", "list watch"),
     ("operator", "*", "woodfrog.dev/warmpools/finalizers", "update"),
     ("operator", "*", "woodfrog.dev/warmpools/status", "patch"),
-    ("operator", NAMESPACE, "coordination.k8s.io/leases", "get create update"),
+    ("operator", NAMESPACE, "coordination.k8s.io/leases", "get list watch create update"),
     ("uninstall", NAMESPACE, "apps/daemonsets/woodfrog-uninstall", "get"),
 ];
 

@@ -5,15 +5,16 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::events::v1::Event;
 use kube::ResourceExt as _;
-use kube::api::{ListParams, Patch, PatchParams};
+use kube::api::{Api, ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
 use woodfrog_api::checkpoint::status::Phase;
 use woodfrog_api::{Checkpoint, SleepReport, SleepState, WarmPool, WarmPoolStatus, names};
 use woodfrog_testcluster::Cluster;
-use woodfrog_testcluster::cluster::REGISTRY;
+use woodfrog_testcluster::cluster::{REGISTRY, SYSTEM};
 use woodfrog_testnode::App;
 use woodfrog_tests::in_cluster;
 
@@ -138,14 +139,31 @@ fn e2e_pods_of_a_pool_sleep_and_are_woken_by_a_request_by_the_pool_and_by_an_ann
         };
         cluster.until(&pod.name_any(), PATIENCE, asleep).await?;
         cluster.member.stack.kill_agent()?;
+        let before = lease(cluster).await?;
         cluster.member.stack.start_agent()?;
         annotate(cluster, &pod, names::WAKE_ANNOTATION, "2".into()).await?;
         let again = |pod: &Pod| {
             report(pod).is_some_and(|report| report.wakes == wakes + 2 && report.wake.as_deref() == Some("2"))
         };
         cluster.until(&pod.name_any(), PATIENCE, again).await?;
+
+        // By it the operator knows that the agent is there.
+        let owner = before.owner_references().first().context("a lease without an owner")?;
+        ensure!((owner.kind.as_str(), owner.name.as_str()) == ("Node", cluster.node.name()), "{owner:?}");
+        let renewed = |lease: &Lease| lease.spec.as_ref().and_then(|spec| spec.renew_time.clone());
+        let deadline = Instant::now() + PATIENCE;
+        while renewed(&lease(cluster).await?) <= renewed(&before) {
+            ensure!(Instant::now() < deadline, "the agent does not renew its lease");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
         Ok(())
     });
+}
+
+/// That of the node's agent.
+async fn lease(cluster: &Cluster<'_>) -> Result<Lease> {
+    let leases = Api::<Lease>::namespaced(cluster.client.clone(), SYSTEM);
+    Ok(leases.get(&names::agent_lease(cluster.node.name())).await?)
 }
 
 #[test]

@@ -44,6 +44,7 @@ pub const AWAKE_CONDITION: &str = "woodfrog.dev/Awake";
 
 /// Label of a Checkpoint: the node whose agent has work with it. The operator sets it together with
 /// `status.instruction` or `status.pruning` and takes it away with them; agents watch by it, so that the API server sends each only its own.
+/// Also the label of an agent's Lease: its node.
 pub const NODE_LABEL: &str = "woodfrog.dev/node";
 
 /// Label of a warm-up pod: the name of its Checkpoint.
@@ -75,3 +76,13 @@ pub const PRUNER: &str = "woodfrog-agent-pruner";
 
 /// Name of the lease that the leading operator holds.
 pub const LEASE: &str = "woodfrog-operator";
+
+/// Prefix of the name of the Lease that a node's agent renews; the rest is the node's name. No other lease of the namespace begins so,
+/// the operator's above all.
+pub const AGENT_LEASE_PREFIX: &str = "woodfrog-agent-";
+
+/// Name of the Lease that a node's agent renews.
+#[must_use]
+pub fn agent_lease(node: &str) -> String {
+    format!("{AGENT_LEASE_PREFIX}{node}")
+}

@@ -8,12 +8,13 @@
 //!   status.pruned (another one)          ◄──report── outcomes       │ registry: images that are not kept
 //! ```
 //!
-//! Pods that may sleep are another matter: see [`sleep`].
+//! Pods that may sleep are another matter: see [`sleep`]. That it is there at all it says by a Lease: see [`lease`].
 //!
 //! Everything is level-triggered. An instruction without a final report is carried out, also after a restart of the
 //! agent: an application that was being frozen runs on when its agent dies, so it can be frozen again. One that is
 //! taken back, or replaced by one with another number, is given up.
 
+mod lease;
 mod node;
 mod prune;
 mod report;
@@ -24,7 +25,7 @@ mod work;
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context as _, Result};
 use futures::{StreamExt, pin_mut};
@@ -63,18 +64,25 @@ struct Running {
     _task: AbortOnDropHandle<()>,
 }
 
-/// Serves the control plane until the process ends. `kubeconfig`: instead of the pod's own service account.
+/// Serves the control plane until the process ends. `kubeconfig`: instead of the pod's own service account. `namespace`: the agents'.
 ///
 /// # Errors
 /// There is no configuration for a cluster.
-pub(crate) async fn run(kubeconfig: Option<&Path>, node: String, engine: Arc<Engine>) -> Result<()> {
+pub(crate) async fn run(
+    kubeconfig: Option<&Path>,
+    node: String,
+    namespace: &str,
+    engine: Arc<Engine>,
+) -> Result<()> {
     let client = client(kubeconfig).await?;
     let context = Context { client, engine, node };
-    let labels = node::keep_labelled(&context);
+    let uid = OnceLock::new();
+    let labels = node::keep_labelled(&context, &uid);
+    let lease = lease::keep(&context, namespace, &uid);
     let work = watch(&context);
     let sleep = sleep::run(&context);
     info!(node = %context.node, "serves the control plane");
-    tokio::join!(labels, work, sleep);
+    tokio::join!(labels, lease, work, sleep);
     Ok(())
 }
 
