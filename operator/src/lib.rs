@@ -10,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+mod agents;
 pub mod args;
 pub mod checkpoint;
 mod context;

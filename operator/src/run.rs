@@ -88,7 +88,8 @@ async fn reach(client: &Client) {
 /// Reconciles for as long as we lead.
 async fn lead(cli: &Cli, client: &Client, metrics: &Arc<Metrics>) -> Result<()> {
     let (mismatches, told) = Teller::new();
-    let (stores, queues, mut watches) = stores::watch(client, mismatches.clone());
+    let (stores, queues, mut watches) =
+        stores::watch(client, &cli.leader_election_namespace, mismatches.clone());
     watches.spawn(told.explain(client.clone()));
     let context = Arc::new(Context {
         client: client.clone(),

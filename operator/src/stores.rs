@@ -5,11 +5,13 @@
 //!   Deployment, StatefulSet ┴─► the Checkpoints whose source it is
 //!   Pod (of ours)           ──► its Checkpoint or its pool
 //!   WarmPool                ──► its own reconciler
+//!   Lease of an agent       ──► if it is silent or back, all that has pods or work on its node
 //! ```
 //!
 //! A store is up to date before anybody hears of the change, and reconcilers read from stores alone: so at rest, and
 //! wherever nothing is to be changed, there are no requests but the watches themselves.
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,8 +33,10 @@ use tokio::time::timeout;
 use tracing::warn;
 use woodfrog_api::{Checkpoint, WarmPool, WorkloadKind, names};
 
+use crate::agents::Agents;
 use crate::index::{Index, Key};
 use crate::mismatch::Teller;
+use crate::pool;
 
 /// What `kubectl apply` without `--server-side` leaves: the object once more.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
@@ -56,6 +60,7 @@ pub struct Stores {
     pub deployments: Store<Deployment>,
     /// All StatefulSets, without their status.
     pub stateful_sets: Store<StatefulSet>,
+    pub(crate) agents: Agents,
     checkpoint_index: Index<Checkpoint>,
     pool_index: Index<WarmPool>,
     pod_index: Index<Pod>,
@@ -69,8 +74,8 @@ pub(crate) struct Queues {
     pub(crate) pools: UnboundedReceiver<ObjectRef<WarmPool>>,
 }
 
-/// Begins to watch. The watches end with the returned set.
-pub(crate) fn watch(client: &Client, mismatches: Teller) -> (Stores, Queues, JoinSet<()>) {
+/// Begins to watch, leases of agents in `namespace`. The watches end with the returned set.
+pub(crate) fn watch(client: &Client, namespace: &str, mismatches: Teller) -> (Stores, Queues, JoinSet<()>) {
     let (checkpoints, write_checkpoints) = reflector::store();
     let (pools, write_pools) = reflector::store();
     let (pods, write_pods) = reflector::store();
@@ -82,6 +87,7 @@ pub(crate) fn watch(client: &Client, mismatches: Teller) -> (Stores, Queues, Joi
         pods,
         deployments,
         stateful_sets,
+        agents: Agents::default(),
         checkpoint_index: Index::new(keys_of_checkpoint),
         pool_index: Index::new(key_of_pool),
         pod_index: Index::new(keys_of_pod),
@@ -130,10 +136,14 @@ pub(crate) fn watch(client: &Client, mismatches: Teller) -> (Stores, Queues, Joi
         client,
         all,
         (write_stateful_sets, Index::new(|_| Vec::new())),
-        tell,
+        tell.clone(),
         |stateful_set| stateful_set.status = None,
         move |s| told.workload(WorkloadKind::StatefulSet, s),
     ));
+    let leases = Api::namespaced(client.clone(), namespace);
+    let nodes = stores.clone();
+    let agents = stores.agents.clone();
+    watches.spawn(agents.watch(leases, move || nodes.nodes_with_pods(), move |node| tell.agent(node)));
     (stores, Queues { checkpoints: checkpoint_queue, pools: pool_queue }, watches)
 }
 
@@ -252,6 +262,11 @@ impl Stores {
         self.checkpoint_index.get(&Key::Image(image.to_owned()))
     }
 
+    /// The nodes that pods of ours are on.
+    fn nodes_with_pods(&self) -> BTreeSet<String> {
+        self.pods.state().iter().filter_map(|pod| Some(node_of(pod)?.to_owned())).collect()
+    }
+
     fn checkpoints_of_workload(
         &self,
         kind: WorkloadKind,
@@ -265,6 +280,11 @@ impl Stores {
         let namespace = checkpoint.namespace().unwrap_or_default();
         self.pool_index.get(&Key::Checkpoint(namespace, checkpoint.name_any()))
     }
+}
+
+/// The node that a pod is on.
+pub(crate) fn node_of(pod: &Pod) -> Option<&str> {
+    pod.spec.as_ref()?.node_name.as_deref().filter(|node| !node.is_empty())
 }
 
 fn keys_of_checkpoint(checkpoint: &Checkpoint) -> Vec<Key> {
@@ -308,7 +328,8 @@ fn slim(pod: &mut Pod) {
     }
     if let Some(whole) = pod.status.take() {
         let conditions = whole.conditions.into_iter().flatten();
-        let conditions = conditions.filter(|c| ["Ready", "PodScheduled"].contains(&c.type_.as_str()));
+        let known = ["Ready", "PodScheduled", pool::RESIZE_PENDING, pool::RESIZE_IN_PROGRESS];
+        let conditions = conditions.filter(|c| known.contains(&c.type_.as_str()));
         let container = |whole: ContainerStatus| ContainerStatus {
             name: whole.name,
             state: whole.state,
@@ -366,6 +387,21 @@ impl Tell {
                 lost(pod).into_iter().for_each(|pod| self.stores.pod_index.put(pod));
             }
             let _ = self.pools.send(ObjectRef::new(&owner.name).within(&namespace));
+        }
+    }
+
+    /// A node's agent has become silent, or is back.
+    fn agent(&self, node: &str) {
+        for pod in self.stores.pods.state().iter().filter(|pod| node_of(pod) == Some(node)) {
+            self.pod(pod);
+        }
+        // Its pod may be none that we watch.
+        let concerned = |checkpoint: &&Arc<Checkpoint>| {
+            let instruction = checkpoint.status.as_ref().and_then(|status| status.instruction.as_ref());
+            instruction.is_some_and(|instruction| instruction.node == node)
+        };
+        for checkpoint in self.stores.checkpoints.state().iter().filter(concerned) {
+            let _ = self.checkpoints.send(ObjectRef::from_obj(&**checkpoint));
         }
     }
 

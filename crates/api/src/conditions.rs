@@ -28,8 +28,10 @@ pub enum PoolCondition {
     Progressing,
     /// The Checkpoint has images to make pods from.
     CheckpointReady,
-    /// Pods cannot sleep or wake as they should. Only of a pool whose pods sleep.
+    /// Pods cannot sleep or wake as they should, or nobody on their node is there to thaw them.
     Degraded,
+    /// Pods request what they should, asleep and awake. Only of a pool with dormantResources; that it is false is no failure.
+    Resized,
 }
 
 /// Why a condition of a Checkpoint is as it is.
@@ -124,8 +126,22 @@ pub enum PoolReason {
     CheckpointFailed,
     /// The Checkpoint has images.
     CheckpointHasImages,
-    /// Pods sleep and wake.
+    /// Nothing is known that would keep pods from being thawed, sleeping and waking.
     AllWell,
+    /// The agent of a node that pods are on has not renewed its lease in time.
+    AgentSilent,
+    /// Pods have the requests that they should have.
+    AsRequested,
+    /// Their kubelets are changing requests.
+    ResizeInProgress,
+    /// A node has no room yet for what its pods request awake; its kubelet changes it when it has.
+    ResizeDeferred,
+    /// A kubelet says that it can never change a pod's requests.
+    ResizeInfeasible,
+    /// The API server or a kubelet has refused to lower a pod's requests, and is not asked again.
+    ResizeRefused,
+    /// The API server does not serve pods/resize.
+    ResizeUnsupported,
     /// Thaws of the image have failed again and again on a node, which starts it cold for a while.
     ImageQuarantined,
 }

@@ -247,7 +247,7 @@ pub struct WarmPoolStatus {
     /// The images that new pods are made from, by digest; where there are several, with commas between them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
-    /// Available, Progressing and CheckpointReady, and Degraded of a pool whose pods sleep, with a reason and a sentence each.
+    /// Available, Progressing, CheckpointReady and Degraded, and Resized of a pool with dormantResources, with a reason and a sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]
     #[schemars(length(max = 16))]

@@ -12,6 +12,8 @@ use woodfrog_api::{Checkpoint, Phase, names, node_labels};
 use super::plan::{Attempt, Seen};
 use super::{CheckpointError, failed, pod, retention};
 use crate::Context;
+use crate::agents::Word;
+use crate::stores::node_of;
 use crate::template::{SourceError, Template};
 
 /// Looks.
@@ -44,7 +46,11 @@ pub(super) async fn observe(
         }
         None => context.stores.pods.get(&ObjectRef::new(&due).within(&namespace)).map(|pod| Pod::clone(&pod)),
     };
+    let agents = &context.stores.agents;
+    let agent = pod.as_ref().and_then(node_of).map(|node| agents.look(node));
     Ok(Seen {
+        agent_is_silent: matches!(agent, Some(Word::Silent(_))),
+        silent_nodes: agents.silent(),
         template,
         pod,
         leftovers,

@@ -25,12 +25,15 @@ use woodfrog_api::{
 use super::conditions::{Judgement, set};
 use super::pod;
 use super::words::{past_image, progress, reason, said, summary, unfinished};
+use crate::agents::avoid;
 use crate::events::Note;
 use crate::revision;
 use crate::template::{SourceError, Template};
 
 /// How long an agent may be silent.
 pub(super) const SILENCE: Duration = Duration::from_secs(60);
+/// An agent that works reports so often that its word is new.
+const QUIET: Duration = Duration::from_secs(20);
 /// Beyond the deadline that an agent keeps itself, before the operator judges.
 const LENIENCE: Duration = Duration::from_secs(30);
 /// How often an attempt under way is looked at for its deadlines.
@@ -53,6 +56,10 @@ pub struct Seen {
     pub leftovers: Vec<Pod>,
     /// An older Checkpoint that pushes to the same reference: NAMESPACE/NAME.
     pub rival: Option<String>,
+    /// The agent of the pod's node does not renew its lease.
+    pub agent_is_silent: bool,
+    /// Nodes whose agents do not.
+    pub silent_nodes: Vec<String>,
     /// Registries that speak plain HTTP.
     pub plain_http: Vec<String>,
     /// Now.
@@ -279,7 +286,9 @@ impl<'a> Planner<'a> {
         if let Some(missing) = missing {
             return self.no_container(missing.clone());
         }
-        self.plan.create = Some(Box::new(pod::build(self.checkpoint, template, &self.plan.status)));
+        let mut pod = pod::build(self.checkpoint, template, &self.plan.status);
+        avoid(pod.spec.get_or_insert_default(), &self.seen.silent_nodes);
+        self.plan.create = Some(Box::new(pod));
         self.plan.next = Some(LOOK);
     }
 
@@ -393,6 +402,7 @@ impl<'a> Planner<'a> {
         match agent {
             Some(agent) => self.follow(&agent),
             None if self.phase_is_past(SILENCE) => self.silent(),
+            None if self.seen.agent_is_silent => self.almost_silent(),
             None => self.judge(
                 CheckpointCondition::Ready,
                 false,
@@ -462,6 +472,10 @@ impl<'a> Planner<'a> {
         if self.phase_is_past(limit) {
             return self.fail(late, format!("{what}, for more than {limit:?} now"));
         }
+        let quiet = agent.heartbeat.as_ref().is_none_or(|beat| self.is_past(beat.0, QUIET));
+        if self.seen.agent_is_silent && quiet {
+            return self.almost_silent();
+        }
         let message = agent.message.as_deref().map_or(what.to_owned(), |more| format!("{what}: {more}"));
         self.judge(CheckpointCondition::Ready, false, CheckpointReason::InProgress, &message);
         self.show(progress(agent));
@@ -471,6 +485,16 @@ impl<'a> Planner<'a> {
     fn show(&mut self, progress: Option<String>) {
         let summary = Summary { progress, ..self.plan.status.summary.take().unwrap_or_default() };
         self.plan.status.summary = Some(summary).filter(|summary| *summary != Summary::default());
+    }
+
+    /// Its lease is over, its time is not yet: an agent that is back in time goes on.
+    fn almost_silent(&mut self) {
+        let node = self.plan.status.node.clone().unwrap_or_default();
+        let message = format!(
+            "no word from the node agent on {node}; the attempt fails when there is none for {SILENCE:?}"
+        );
+        self.judge(CheckpointCondition::Ready, false, CheckpointReason::AgentSilent, &message);
+        self.show(None);
     }
 
     fn silent(&mut self) {

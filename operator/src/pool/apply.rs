@@ -20,6 +20,7 @@ use super::plan::{Member, Plan};
 use super::resize;
 use super::sleep::Keep;
 use crate::Context;
+use crate::agents::avoid;
 use crate::stores::Stores;
 
 /// What became of a plan.
@@ -47,8 +48,10 @@ pub(super) async fn apply(
         let is_free =
             |name: &String| context.stores.pods.get(&ObjectRef::new(name).within(&namespace)).is_none();
         let mut free = (0..).map(|number| desired.name(pool, number)).filter(is_free);
+        let silent = context.stores.agents.silent();
         while made.len() < plan.make {
-            let Some(pod) = free.next().map(|name| desired.pod(name)) else { break };
+            let Some(mut pod) = free.next().map(|name| desired.pod(name)) else { break };
+            avoid(pod.spec.get_or_insert_default(), &silent);
             match make(&pods, pool, &pod, desired).await? {
                 Made::New | Made::Before => made.push(pod.name_any()),
                 Made::NameTaken => {}

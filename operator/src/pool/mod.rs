@@ -15,6 +15,7 @@ mod observe;
 mod plan;
 mod requests;
 mod resize;
+mod resized;
 mod sleep;
 mod status;
 #[cfg(test)]
@@ -31,6 +32,7 @@ use self::observe::Observed;
 use self::plan::Wanted;
 use self::requests::Resize;
 pub(crate) use self::resize::Resizing;
+pub(crate) use self::resized::{IN_PROGRESS as RESIZE_IN_PROGRESS, PENDING as RESIZE_PENDING};
 use crate::Context;
 
 /// Why a pool is not as it should be.
@@ -90,7 +92,7 @@ pub enum PoolError {
 /// The API server's; and that it refuses the pods, so that this is tried again later and later.
 pub async fn reconcile(pool: Arc<WarmPool>, context: Arc<Context>) -> Result<Action, PoolError> {
     let now = Timestamp::now();
-    let observed = Observed::of(&pool, &context.stores, now);
+    let mut observed = Observed::of(&pool, &context.stores, now);
     let mut restored = Ok(());
     for pod in &observed.pods.claimed {
         // It leaves with its own requests; nothing else waits for that.
@@ -124,6 +126,7 @@ pub async fn reconcile(pool: Arc<WarmPool>, context: Arc<Context>) -> Result<Act
     let stays = |resize: &&Resize| plan.delete.iter().all(|gone| gone.uid != resize.uid);
     let resized =
         restored.and(resize::apply(&context, &pool, observed.pods.resizes.iter().filter(stays)).await);
+    observed.unserved = context.resizing.is_unserved(&pool);
     let status = status::status(&pool, &observed, &plan, applied.refused.as_deref(), now);
     if status::is_progress(&pool, &status)
         && let Some(wait) = context.pace.wait(&*pool)

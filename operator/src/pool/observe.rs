@@ -1,5 +1,6 @@
 //! A pool as the stores show it; no requests.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +13,10 @@ use woodfrog_api::{WarmPool, names};
 use super::desired::{Desired, Missing};
 use super::plan::{Member, State};
 use super::requests::{self, Resize};
+use super::resized::Resized;
 use super::sleep;
-use crate::stores::Stores;
+use crate::agents::Heard;
+use crate::stores::{Stores, node_of};
 use crate::template::Template;
 
 /// How long a pod that has ended keeps its place, from its creation.
@@ -25,6 +28,10 @@ pub(super) struct Observed {
     /// What new pods are, or why there can be none.
     pub(super) desired: Result<Desired, Missing>,
     pub(super) pods: Pods,
+    /// The agents of the nodes that its pods are on.
+    pub(super) agents: Heard,
+    /// The API server does not change what pods request.
+    pub(super) unserved: bool,
 }
 
 /// The pods of a pool.
@@ -36,6 +43,10 @@ pub(super) struct Pods {
     pub(super) claimed: Vec<Arc<Pod>>,
     /// Requests of members that are to be others.
     pub(super) resizes: Vec<Resize>,
+    /// How far kubelets are with those that were others.
+    pub(super) resized: Resized,
+    /// The nodes that they are on.
+    pub(super) nodes: BTreeSet<String>,
     /// How many run.
     pub(super) running: usize,
     /// Why the scheduler finds no node for one of them, where the cause is what nodes are.
@@ -52,7 +63,9 @@ impl Observed {
         let checkpoint = stores.checkpoints.get(&reference);
         let template = checkpoint.as_ref().map_or(Ok(None), |checkpoint| Template::of(checkpoint, stores));
         let pods = pool.metadata.uid.as_deref().map(|uid| stores.pods_of(uid)).unwrap_or_default();
-        Self { desired: Desired::of(pool, checkpoint.as_deref(), template), pods: Pods::of(pool, pods, now) }
+        let pods = Pods::of(pool, pods, now);
+        let agents = stores.agents.of(pods.nodes.iter().map(String::as_str));
+        Self { desired: Desired::of(pool, checkpoint.as_deref(), template), pods, agents, unserved: false }
     }
 }
 
@@ -71,6 +84,10 @@ impl Pods {
             let member = member(&pod, now);
             if phase(&pod) == Some("Running") {
                 all.running += 1;
+            }
+            if member.state > State::EndedEarly {
+                all.nodes.extend(node_of(&pod).map(str::to_owned));
+                all.resized.count(&pod);
             }
             if member.state == State::Unscheduled {
                 all.no_node = all.no_node.or_else(|| no_node(&pod));
@@ -114,15 +131,13 @@ fn is_labelled(pod: &Pod, pool: &WarmPool) -> bool {
 
 fn member(pod: &Pod, now: Timestamp) -> Member {
     let ended = matches!(phase(pod), Some("Succeeded" | "Failed"));
-    let scheduled =
-        pod.spec.as_ref().is_some_and(|spec| spec.node_name.as_ref().is_some_and(|node| !node.is_empty()));
     let state = if ended && age(pod, now) < EARLY {
         State::EndedEarly
     } else if ended {
         State::Ended
     } else if condition(pod, "Ready").is_some_and(|ready| ready.status == "True") {
         State::Ready
-    } else if scheduled {
+    } else if node_of(pod).is_some() {
         State::NotReady
     } else {
         State::Unscheduled

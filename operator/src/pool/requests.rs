@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::ResourceExt;
 use woodfrog_api::{DormantResources, SleepState, names};
 
-use super::sleep;
+use super::{resized, sleep};
 use crate::quantity;
 
 /// Requests by container and resource.
@@ -25,6 +25,8 @@ pub(super) struct Resize {
     pub(super) lowers: bool,
     /// Only what changes.
     pub(super) requests: Requests,
+    /// Why its kubelet cannot lower them, which is then not tried again.
+    pub(super) gives_up: Option<String>,
 }
 
 /// The annotation of pods with this specification; none where there is nothing that could be lowered.
@@ -56,8 +58,22 @@ pub(super) fn resize(pod: &Pod, dormant: Option<&DormantResources>) -> Option<Re
     let sleeps = sleep::report(pod).is_some_and(|report| report.state == SleepState::Dormant);
     let refused = pod.annotations().contains_key(names::RESIZE_REFUSED_ANNOTATION);
     let dormant = dormant.filter(|_| sleeps && !refused);
+    let mut changes = changes(pod, &own, dormant);
+    // A kubelet that cannot do what the specification says now: lower them, if that is not what the pod had from its start.
+    let lowered = dormant.is_some() && changes.is_empty();
+    let gives_up = lowered.then(|| resized::infeasible(pod)).flatten();
+    if gives_up.is_some() {
+        changes = self::changes(pod, &own, None);
+    }
+    let lowers = dormant.is_some() && gives_up.is_none();
+    let (name, uid) = (pod.name_any(), pod.uid()?);
+    (!changes.is_empty()).then_some(Resize { name, uid, lowers, requests: changes, gives_up })
+}
+
+/// Requests that are others than they are to be.
+fn changes(pod: &Pod, own: &Requests, dormant: Option<&DormantResources>) -> Requests {
     let mut changed = Requests::new();
-    for container in &pod.spec.as_ref()?.containers {
+    for container in pod.spec.iter().flat_map(|spec| &spec.containers) {
         let current = container.resources.as_ref().and_then(|resources| resources.requests.as_ref());
         let (Some(own), Some(current)) = (own.get(&container.name), current) else { continue };
         let wanted = own.iter().map(|(resource, own)| (resource, lower(resource, own, dormant)));
@@ -71,8 +87,7 @@ pub(super) fn resize(pod: &Pod, dormant: Option<&DormantResources>) -> Option<Re
             changed.insert(container.name.clone(), others);
         }
     }
-    let (name, uid) = (pod.name_any(), pod.uid()?);
-    (!changed.is_empty()).then_some(Resize { name, uid, lowers: dormant.is_some(), requests: changed })
+    changed
 }
 
 /// The lesser of what a container requests and what it is to request while it sleeps.
@@ -166,6 +181,17 @@ mod tests {
             let resize = resize(&pod, dormant).map(|resize| (resize.lowers, json!(resize.requests["app"])));
             assert_eq!(resize, expected, "{what}");
         }
+        // A kubelet that cannot lower them, or put them back.
+        let infeasible = |mut pod: Pod| {
+            let condition =
+                json!({"type": resized::PENDING, "status": "True", "reason": "Infeasible", "message": "why"});
+            pod.status = serde_json::from_value(json!({ "conditions": [condition] })).unwrap();
+            resize(&pod, Some(&both)).map(|resize| (resize.lowers, resize.gives_up))
+        };
+        let given_up = Some((false, Some("why".to_owned())));
+        assert_eq!(infeasible(pod("Dormant", json!({"cpu": "10m", "memory": "16Mi"}))), given_up);
+        assert_eq!(infeasible(pod("Awake", own.clone())), None);
+        assert_eq!(infeasible(pod("Dormant", own.clone())), Some((true, None)));
         let mut refused = pod("Dormant", own);
         refused.annotations_mut().insert(names::RESIZE_REFUSED_ANNOTATION.into(), "no".into());
         assert_eq!(resize(&refused, Some(&both)), None);

@@ -27,7 +27,8 @@ const AGAIN: Duration = Duration::from_secs(60);
 pub(crate) struct Resizing(Mutex<HashSet<String>>);
 
 impl Resizing {
-    fn is_unserved(&self, pool: &WarmPool) -> bool {
+    /// Whether there is none for this pool.
+    pub(super) fn is_unserved(&self, pool: &WarmPool) -> bool {
         let unserved = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         pool.metadata.uid.as_ref().is_some_and(|uid| unserved.contains(uid))
     }
@@ -85,6 +86,10 @@ async fn change(
         let note = Note { warning: true, reason: reason.to_owned(), text };
         context.events.say(&pool.object_ref(&()), &note).await;
     };
+    if let Some(why) = &resize.gives_up {
+        // Its pool says so by its condition.
+        mark(pods, resize, why).await?;
+    }
     match ask(pods, resize).await? {
         Answer::Done => Ok(None),
         Answer::Unserved => {

@@ -12,6 +12,7 @@ use super::desired::{Desired, Missing};
 use super::observe::Observed;
 use super::plan::{Plan, State};
 use super::sleep;
+use crate::agents;
 use crate::events::Note;
 
 /// A condition, before its time is known.
@@ -66,9 +67,9 @@ pub(super) fn status(
     };
     let progressing = Said { type_: PoolCondition::Progressing, holds, reason, message };
 
-    let always = [available, progressing, checkpoint_ready(&observed.desired)];
-    let degraded = sleeps(pool).then(|| degraded(observed));
-    with(pool, counts, always.into_iter().chain(degraded), now)
+    let said = [available, progressing, checkpoint_ready(&observed.desired), degraded(pool, observed)];
+    let resized = pool.spec.dormant_resources.is_some().then(|| resized(observed));
+    with(pool, counts, said.into_iter().chain(resized), now)
 }
 
 fn sleeps(pool: &WarmPool) -> bool {
@@ -112,18 +113,50 @@ fn checkpoint_ready(desired: &Result<Desired, Missing>) -> Said {
     }
 }
 
-fn degraded(observed: &Observed) -> Said {
-    let type_ = PoolCondition::Degraded;
-    match sleep::sum(observed.pods.members.iter()).quarantined {
-        Some((count, why)) => {
-            let message = format!("cold starts instead of wakes, {} concerned: {why}", pods(count as i32));
-            Said { type_, holds: true, reason: PoolReason::ImageQuarantined, message }
-        }
+fn resized(observed: &Observed) -> Said {
+    let type_ = PoolCondition::Resized;
+    if observed.unserved {
+        let message = "the API server does not serve pods/resize: requests stay as they are".to_owned();
+        return Said { type_, holds: false, reason: PoolReason::ResizeUnsupported, message };
+    }
+    match observed.pods.resized.hindrance() {
+        Some((reason, message)) => Said { type_, holds: false, reason, message },
         None => {
-            let message = "pods sleep and wake as they should".to_owned();
-            Said { type_, holds: false, reason: PoolReason::AllWell, message }
+            let message = "pods request what they should, asleep and awake".to_owned();
+            Said { type_, holds: true, reason: PoolReason::AsRequested, message }
         }
     }
+}
+
+fn degraded(pool: &WarmPool, observed: &Observed) -> Said {
+    let type_ = PoolCondition::Degraded;
+    let quarantined = sleep::sum(observed.pods.members.iter())
+        .quarantined
+        .map(|(count, why)| format!("cold starts instead of wakes, {} concerned: {why}", pods(count as i32)));
+    match (silent_agents(pool, observed), quarantined) {
+        (Some(message), _) => Said { type_, holds: true, reason: PoolReason::AgentSilent, message },
+        (None, Some(message)) => Said { type_, holds: true, reason: PoolReason::ImageQuarantined, message },
+        (None, None) => {
+            let well = if sleeps(pool) { "pods sleep and wake as they should" } else { "no agent is silent" };
+            Said { type_, holds: false, reason: PoolReason::AllWell, message: well.to_owned() }
+        }
+    }
+}
+
+/// What it means that agents of its nodes are silent, if some are. While that is not known it is as it was said before.
+fn silent_agents(pool: &WarmPool, observed: &Observed) -> Option<String> {
+    let silent = &observed.agents.silent;
+    if silent.is_empty() {
+        let reason = PoolReason::AgentSilent.to_string();
+        let before = conditions(pool).iter().find(|condition| condition.reason == reason)?;
+        return observed.agents.unsure.then(|| before.message.clone());
+    }
+    let means = if sleeps(pool) { "pods there that sleep do not wake, new ones" } else { "new pods there" };
+    Some(format!(
+        "no word from the node agents of {}: {means} start cold, and what was said of them last may no longer be so: look at \
+         the agents' pods on these nodes",
+        agents::named(silent)
+    ))
 }
 
 fn with(
@@ -163,12 +196,14 @@ pub(super) fn is_progress(pool: &WarmPool, status: &WarmPoolStatus) -> bool {
 /// What people should hear of a pool that comes to this status: what its conditions have not said before.
 pub(super) fn notes(pool: &WarmPool, status: &WarmPoolStatus) -> Vec<Note> {
     const NORMAL: [PoolReason; 2] = [PoolReason::Scaling, PoolReason::RollingOut];
-    const WARNING: [PoolReason; 5] = [
+    const WARNING: [PoolReason; 7] = [
         PoolReason::PodsRefused,
         PoolReason::NoCompatibleNode,
         PoolReason::CheckpointNotFound,
         PoolReason::CheckpointFailed,
         PoolReason::ImageQuarantined,
+        PoolReason::AgentSilent,
+        PoolReason::ResizeInfeasible,
     ];
     let before = conditions(pool);
     let mut notes: Vec<Note> = Vec::new();

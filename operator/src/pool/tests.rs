@@ -12,6 +12,7 @@ use super::desired::{Desired, Missing};
 use super::observe::{Observed, Pods};
 use super::plan::{Member, Plan, State, Wanted, plan};
 use super::status;
+use crate::agents::Heard;
 use crate::stores::lost;
 use crate::template::Template;
 
@@ -408,6 +409,45 @@ fn a_status_of_pods_that_sleep_says_what_their_agents_say() {
 }
 
 #[test]
+fn a_pool_says_once_whose_agents_are_silent_until_all_are_heard_again() {
+    let mut pool = pool();
+    let pods = [pod("a", running(), |_| {}), pod("b", running(), |_| {})];
+    let mut say = |silent: &[&str], unsure| {
+        let silent = silent.iter().map(|node| ((*node).to_owned(), Some(later(0)))).collect();
+        let heard = Heard { silent, unsure };
+        let (status, notes) = after_hearing(&mut pool, &pods, 60, None, &heard);
+        (condition(&status, "Degraded"), notes)
+    };
+    assert_eq!(say(&[], false), ("False AllWell no agent is silent".into(), String::new()));
+    // One that nobody has watched for long enough.
+    assert_eq!(say(&[], true).0, "False AllWell no agent is silent");
+    let (said, notes) = say(&["n1"], true);
+    let expected = "True AgentSilent no word from the node agents of n1 (since 2026-01-01T00:00:00Z): new pods there start cold";
+    assert!(said.starts_with(expected), "{said}");
+    assert_eq!(notes, "AgentSilent");
+    let (both, notes) = say(&["n1", "n2"], false);
+    assert!(both.contains("n1 (since") && both.contains("n2 (since") && notes.is_empty(), "{both} {notes}");
+    // Another operator, who has just begun to listen.
+    assert_eq!(say(&[], true), (both, String::new()));
+    assert_eq!(say(&[], false).0, "False AllWell no agent is silent");
+}
+
+#[test]
+fn only_nodes_of_pods_that_live_need_an_agent() {
+    let on = |name: &str, node: &str, status: Value| {
+        let node = node.to_owned();
+        pod(name, status, |pod| pod.spec.as_mut().unwrap().node_name = Some(node))
+    };
+    let pods = [
+        on("a", "n1", running()),
+        on("b", "n1", json!({"phase": "Pending"})),
+        on("c", "n2", json!({"phase": "Failed"})),
+        on("d", "", json!({"phase": "Pending"})),
+    ];
+    assert_eq!(Pods::of(&pool(), pods, later(60)).nodes, ["n1".to_owned()].into());
+}
+
+#[test]
 fn of_pods_that_are_missed_alike_those_that_sleep_go_first() {
     let pods = [sleeper("a", "Dormant", &[], None), sleeper("b", "Awake", &[], None)];
     let seen = Pods::of(&pool(), pods, later(60));
@@ -423,8 +463,20 @@ fn after(
     seconds: i64,
     refused: Option<&str>,
 ) -> (WarmPoolStatus, String) {
+    after_hearing(pool, pods, seconds, refused, &Heard::default())
+}
+
+/// The same, with what is known of the agents of its nodes.
+fn after_hearing(
+    pool: &mut WarmPool,
+    pods: &[Arc<Pod>],
+    seconds: i64,
+    refused: Option<&str>,
+    agents: &Heard,
+) -> (WarmPoolStatus, String) {
     let desired = Desired::of(pool, Some(&checkpoint("sha256:aa")), Ok(Some(template())));
-    let observed = Observed { desired, pods: Pods::of(pool, pods.iter().cloned(), later(seconds)) };
+    let pods = Pods::of(pool, pods.iter().cloned(), later(seconds));
+    let observed = Observed { desired, pods, agents: agents.clone(), unserved: false };
     let plan = plan(&observed.pods.members, super::wanted(pool, &observed));
     let status = status::status(pool, &observed, &plan, refused, later(seconds));
     let notes =
@@ -472,7 +524,7 @@ fn a_status_counts_and_explains_and_says_each_thing_once() {
     // Only the condition that changed has a new time.
     let times =
         status.conditions.iter().map(|condition| condition.last_transition_time.0).collect::<Vec<_>>();
-    assert_eq!(times, [later(0), later(5), later(0)]);
+    assert_eq!(times, [later(0), later(5), later(0), later(0)]);
     let (again, notes) = after(&mut pool, &pods, 60, None);
     assert_eq!((again, notes.as_str()), (status, ""));
 

@@ -92,6 +92,17 @@ impl World {
         self.api::<Pod>().patch(pod, &PatchParams::default(), &patch).await.unwrap();
     }
 
+    /// What its kubelet says of its requests, beside that it is ready.
+    async fn kubelet_says(&self, pod: &str, condition: Option<(&str, &str)>) {
+        let ready = json!({"type": "Ready", "status": "True"});
+        let said = condition.map(|(type_, reason)| {
+            json!({"type": type_, "status": "True", "reason": reason, "message": "as kubelet says"})
+        });
+        let conditions: Vec<_> = std::iter::once(ready).chain(said).collect();
+        let patch = Patch::Merge(json!({"status": {"conditions": conditions}}));
+        self.api::<Pod>().patch_status(pod, &PatchParams::default(), &patch).await.unwrap();
+    }
+
     async fn until_pod(&self, name: &str, is: impl Fn(&Pod) -> bool) {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -163,6 +174,55 @@ async fn api_pods_request_less_while_they_sleep_and_have_their_own_again_awake_o
     world.until_pod(&pod, |pod| refused(pod) && requests(OWN)(pod)).await;
     world.until_event("ResizeRefused").await;
     world.until("guaranteed", |pool| pool.status.as_ref().is_some_and(|status| status.dormant == 1)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn api_what_kubelets_make_of_new_requests_is_said_and_what_they_can_never_do_is_given_up() {
+    let Some(mut world) = World::new().await else { return };
+    let kubeconfig = stand_in(world.client.clone()).await;
+    world.kill_operator();
+    world.kubeconfig = kubeconfig.path().to_owned();
+    world.start_operator().await;
+    world.checkpoint_with("web", own(false)).await;
+    world.sleeping_pool("web", 2).await;
+    let pods: Vec<_> = world.pods("web").await.iter().map(ResourceExt::name_any).collect();
+    let says = async |reason: &str| world.until("web", |pool| says(pool, "Resized", reason)).await;
+    says("AsRequested").await;
+
+    world.report(&pods[0], "Dormant").await;
+    world.until_pod(&pods[0], requests(LITTLE)).await;
+    world.kubelet_says(&pods[0], Some(("PodResizeInProgress", ""))).await;
+    says("ResizeInProgress").await;
+    world.kubelet_says(&pods[0], None).await;
+    says("AsRequested").await;
+    // Others have taken its room meanwhile: kubelet gives it back when there is some.
+    world.report(&pods[0], "Awake").await;
+    world.until_pod(&pods[0], requests(OWN)).await;
+    world.kubelet_says(&pods[0], Some(("PodResizePending", "Deferred"))).await;
+    let pool = says("ResizeDeferred").await;
+    let conditions = pool.status.unwrap().conditions;
+    let resized = conditions.iter().find(|condition| condition.type_ == "Resized").unwrap();
+    assert!(resized.status == "False" && resized.message.ends_with("1 pod: as kubelet says"), "{resized:?}");
+    assert!(conditions.iter().all(|c| c.type_ != "Degraded" || c.status == "False"), "{conditions:?}");
+    world.kubelet_says(&pods[0], None).await;
+    says("AsRequested").await;
+
+    world.report(&pods[1], "Dormant").await;
+    world.until_pod(&pods[1], requests(LITTLE)).await;
+    world.kubelet_says(&pods[1], Some(("PodResizePending", "Infeasible"))).await;
+    let refused = |pod: &Pod| pod.annotations().contains_key(names::RESIZE_REFUSED_ANNOTATION);
+    world.until_pod(&pods[1], |pod| refused(pod) && requests(OWN)(pod)).await;
+    world.kubelet_says(&pods[1], None).await;
+    says("ResizeRefused").await;
+    for state in ["Awake", "Dormant"] {
+        world.report(&pods[1], state).await;
+        let asleep = i32::from(state == "Dormant");
+        world.until("web", |pool| pool.status.as_ref().is_some_and(|status| status.dormant == asleep)).await;
+    }
+    assert!(requests(OWN)(&world.api::<Pod>().get(&pods[1]).await.unwrap()), "it is tried again");
+    let told = world.events("ResizeInfeasible").await;
+    assert!(told.len() == 1 && told[0].series.is_none(), "{told:?}");
+    assert!(world.events("ResizeDeferred").await.is_empty(), "that is no failure");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use futures::{StreamExt as _, TryStreamExt as _};
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{Api, DynamicObject, Patch, PatchParams, PostParams};
 use kube::core::ApiResource;
@@ -89,6 +90,11 @@ async fn measure(args: &OperatorArgs) -> Result<Results> {
     {
         let namespace: Namespace = serde_json::from_value(json!({ "metadata": { "name": namespace } }))?;
         Api::all(client.clone()).create(&PostParams::default(), &namespace).await?;
+    }
+    let leases = Api::<Lease>::namespaced(client.clone(), process::SYSTEM);
+    for number in 0..objects::NODES {
+        let lease = serde_json::from_value(objects::lease(&objects::node(number)))?;
+        leases.create(&PostParams::default(), &lease).await?;
     }
     let kubeconfig = server.kubeconfig(&User::admin()).await?;
     let operator = Operator::start(&kubeconfig, dir, "operator-0").await?;

@@ -1,6 +1,9 @@
 //! Objects as people write them: pods with probes, variables and volumes, not the smallest that the API server takes.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
+use woodfrog_api::names;
 
 /// Objects are spread over namespaces, as those of teams are.
 pub(super) const NAMESPACES: u32 = 20;
@@ -21,6 +24,14 @@ pub(super) fn namespace(number: u32) -> String {
 /// Name of a node.
 pub(super) fn node(number: u32) -> String {
     format!("node-{}", number % NODES)
+}
+
+/// What a node's agent says of itself, for longer than a measurement lasts: renewals would be counted as the operator's.
+pub(super) fn lease(node: &str) -> Value {
+    json!({
+        "metadata": { "name": names::agent_lease(node), "labels": { (names::NODE_LABEL): node } },
+        "spec": { "leaseDurationSeconds": 86_400, "renewTime": MicroTime(Timestamp::now()) },
+    })
 }
 
 /// A Checkpoint of a template of its own.

@@ -4,12 +4,14 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::stores::node_of;
 
 /// A Checkpoint, its pod and its agent, at a moment.
 struct World {
     checkpoint: Checkpoint,
     pod: Option<Pod>,
     rival: Option<String>,
+    silent_nodes: Vec<String>,
     now: i64,
 }
 
@@ -28,7 +30,8 @@ impl World {
             "metadata": { "name": "web", "namespace": "shop", "uid": "c-1", "generation": 1 },
             "spec": spec,
         });
-        Self { checkpoint: serde_json::from_value(checkpoint).unwrap(), pod: None, rival: None, now: 1000 }
+        let checkpoint = serde_json::from_value(checkpoint).unwrap();
+        Self { checkpoint, pod: None, rival: None, silent_nodes: Vec::new(), now: 1000 }
     }
 
     fn of_a_template() -> Self {
@@ -52,9 +55,13 @@ impl World {
         let (pod, leftovers) = self.pod.clone().into_iter().partition(|pod: &Pod| pod.name_any() == named);
         let (pod, leftovers): (Vec<_>, Vec<_>) = (pod, leftovers);
         let now = Timestamp::from_second(self.now).unwrap();
+        let pod = pod.into_iter().next();
+        let node = pod.as_ref().and_then(node_of);
         let seen = Seen {
+            agent_is_silent: node.is_some_and(|node| self.silent_nodes.iter().any(|silent| silent == node)),
+            silent_nodes: self.silent_nodes.clone(),
             template: Ok(template),
-            pod: pod.into_iter().next(),
+            pod,
             leftovers,
             rival: self.rival.clone(),
             plain_http: vec!["r.example".into()],
@@ -281,6 +288,35 @@ fn pushing(digests: &[&str]) -> Value {
 fn unfinished(plan: &Plan) -> Vec<&str> {
     let unfinished = plan.status.history.iter().filter(|past| past.unfinished);
     unfinished.map(|past| past.digest.as_str()).collect()
+}
+
+#[test]
+fn an_agent_whose_lease_is_over_is_named_and_has_its_time_to_come_back() {
+    let mut world = World::of_a_template();
+    world.silent_nodes = vec!["node-1".into()];
+    world.instructed();
+    world.now += 30;
+    let plan = world.look();
+    assert_eq!((ready(&plan), plan.outcome.as_deref()), (("False", "AgentSilent"), None));
+    assert!(plan.status.instruction.is_some() && plan.notes.is_empty(), "{:?}", plan.notes);
+    // An agent of a release that has no lease.
+    world.agent_says(json!({ "phase": "WarmingUp" }));
+    assert_eq!(ready(&world.look()), ("False", "InProgress"));
+    world.now += 30;
+    assert_eq!(ready(&world.look()), ("False", "AgentSilent"));
+    world.silent_nodes.clear();
+    world.agent_says(json!({ "phase": "Freezing" }));
+    assert_eq!(ready(&world.look()), ("False", "InProgress"));
+
+    // The next attempt goes elsewhere, if it can.
+    world.silent_nodes = vec!["node-1".into()];
+    world.now += 61;
+    assert_eq!(world.look().outcome.as_deref(), Some("AgentSilent"));
+    world.now += 601;
+    let pod = world.look().create.unwrap();
+    let affinity = pod.spec.unwrap().affinity.unwrap().node_affinity.unwrap();
+    let preferred = affinity.preferred_during_scheduling_ignored_during_execution.unwrap();
+    assert_eq!(preferred[0].preference.match_fields.as_ref().unwrap()[0].values, Some(vec!["node-1".into()]));
 }
 
 #[test]
