@@ -1,9 +1,11 @@
 //! Lives of Checkpoints, step by step: each plan's status is what the next look finds.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::checkpoint::pod;
 use crate::stores::node_of;
 
 /// A Checkpoint, its pod and its agent, at a moment.
