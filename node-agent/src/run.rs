@@ -47,6 +47,7 @@ async fn agent(args: RunArgs) -> Result<()> {
         scratch: args.containers_dir.with_file_name("scratch"),
         pagers: args.containers_dir.with_file_name("pagers"),
         saves: Saves::new(saves.clone()),
+        wide_awake: args.state_dir.join(paths::WIDE_AWAKE),
         containers: args.containers_dir,
     };
     std::fs::create_dir_all(&dirs.containers)
@@ -86,7 +87,9 @@ async fn agent(args: RunArgs) -> Result<()> {
     info!(socket = %args.socket.display(), "ready");
     let control = async {
         match args.node_name {
-            Some(node) => control::run(args.kubeconfig.as_deref(), node, &args.namespace, engine.clone()).await,
+            Some(node) => {
+                control::run(args.kubeconfig.as_deref(), node, &args.namespace, engine.clone()).await
+            }
             None => std::future::pending().await,
         }
     };

@@ -121,6 +121,7 @@ async fn answer(
             .wake_all(all.for_good)
             .await
             .map(|containers| response::Kind::Containers(Containers { containers, ..Containers::default() })),
+        Some(request::Kind::SleepAgain(_)) => engine.sleep_again().map(|()| ok),
         None => Err(EngineError::Unknown),
     };
     result.unwrap_or_else(|e| {

@@ -17,7 +17,7 @@ use woodfrog_testkubelet::{Container, Kubelet, PodSpec, Stack};
 use woodfrog_testnode::{App, Need, Node, Options};
 
 pub use rights::in_cluster;
-pub use standby::standby;
+pub use standby::{rules, standby};
 
 /// How long an application may take to answer for the first time, on a slow machine under load.
 pub const STARTUP: Duration = Duration::from_secs(120);

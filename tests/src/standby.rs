@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Result, ensure};
 use woodfrog_testcluster::cluster::REGISTRY;
 use woodfrog_testkubelet::{Container, PodSpec};
-use woodfrog_testnode::{App, Options};
+use woodfrog_testnode::{App, Node, Options};
 
 use crate::{STARTUP, World};
 
@@ -18,6 +18,20 @@ pub fn standby(name: &str, image: &str, standby: &str, idle: Option<&str>) -> Po
         spec.annotations.insert("woodfrog.dev/idle-timeout".into(), idle.into());
     }
     spec
+}
+
+/// The rules of ours in a pod's network namespace.
+///
+/// # Errors
+/// The pod does not run.
+pub async fn rules(node: &Node, pod: &Container) -> Result<Vec<String>> {
+    let namespace = format!("--net=/proc/{}/ns/net", pod.pid().await?);
+    let mut rules = Vec::new();
+    for save in ["iptables-nft-save", "ip6tables-nft-save"] {
+        let text = node.run("nsenter", &[&namespace, save])?;
+        rules.extend(text.lines().filter(|line| line.contains("woodfrog")).map(str::to_owned));
+    }
+    Ok(rules)
 }
 
 impl World<'_> {

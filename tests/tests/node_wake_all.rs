@@ -3,21 +3,9 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
-use woodfrog_testkubelet::Container;
+use anyhow::{Context as _, ensure};
 use woodfrog_testnode::App;
-use woodfrog_tests::{World, in_world, standby};
-
-/// The rules of ours in a pod's network namespace.
-async fn rules(world: &World<'_>, pod: &Container) -> Result<Vec<String>> {
-    let namespace = format!("--net=/proc/{}/ns/net", pod.pid().await?);
-    let mut rules = Vec::new();
-    for save in ["iptables-nft-save", "ip6tables-nft-save"] {
-        let text = world.node.run("nsenter", &[&namespace, save])?;
-        rules.extend(text.lines().filter(|line| line.contains("woodfrog")).map(str::to_owned));
-    }
-    Ok(rules)
-}
+use woodfrog_tests::{in_world, rules, standby};
 
 #[test]
 fn node_before_the_agent_leaves_for_good_all_are_awake_and_stay_so() {
@@ -31,7 +19,7 @@ fn node_before_the_agent_leaves_for_good_all_are_awake_and_stay_so() {
         world.until(held, "frozen").await?;
         world.stack.woodfrog(&["wake", "awake/app"])?;
         world.expect_state(asleep, "dormant")?;
-        ensure!(!rules(world, asleep).await?.is_empty(), "its packets are held");
+        ensure!(!rules(world.node, asleep).await?.is_empty(), "its packets are held");
 
         let woken = world.stack.woodfrog(&["wake", "--all", "--for-good"])?;
         ensure!(woken.contains("/asleep/app: thawed"), "{woken:?}");
@@ -39,12 +27,27 @@ fn node_before_the_agent_leaves_for_good_all_are_awake_and_stay_so() {
         tokio::time::sleep(Duration::from_secs(1)).await;
         for pod in &pods {
             world.expect_state(pod, "thawed")?;
-            let left = rules(world, pod).await?;
+            let left = rules(world.node, pod).await?;
             ensure!(left.is_empty(), "{} has rules: {left:?}", pod.pod_name());
         }
         world.stack.kill_agent()?;
         for pod in &pods {
             pod.get("/count").with_context(|| pod.pod_name().to_owned())?;
+        }
+
+        // The next agent knows it, and so does every pod that is made under it, until that is taken back.
+        world.stack.start_agent()?;
+        pods.push(world.from_image(standby("late", &image, "Dormant", Some("300ms"))).await?);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        for pod in &pods {
+            world.until(pod, "thawed").await?;
+            ensure!(rules(world.node, pod).await?.is_empty(), "{} has rules again", pod.pod_name());
+        }
+        world.stack.woodfrog(&["wake", "--sleep-again"])?;
+        world.stack.kill_agent()?;
+        world.stack.start_agent()?;
+        for (pod, state) in pods.iter().zip(["dormant", "dormant", "frozen", "dormant"]) {
+            world.until(pod, state).await?;
         }
         for pod in pods {
             pod.remove().await?;

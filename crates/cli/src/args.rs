@@ -75,16 +75,20 @@ pub(crate) enum Action {
     /// Wake a dormant container, and say how long that took
     Wake {
         /// The container
-        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        #[arg(required_unless_present_any = ["all", "sleep_again"], conflicts_with = "all")]
         container: Option<String>,
 
         /// All of this node that sleep
         #[arg(long)]
         all: bool,
 
-        /// None of this node falls asleep any more until the agent starts anew, and its rules in front of them go
+        /// None of this node falls asleep any more, whatever becomes of the agent, and its rules in front of them go
         #[arg(long, requires = "all")]
         for_good: bool,
+
+        /// Take back --for-good: containers that are made from now on may sleep, the others when the agent has started anew
+        #[arg(long, conflicts_with_all = ["container", "all"])]
+        sleep_again: bool,
     },
     /// Put Woodfrog between kubelet and containerd on this host, or take it away
     Node(node::Args),

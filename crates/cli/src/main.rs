@@ -39,6 +39,7 @@ fn main() -> ExitCode {
         Action::Inspect(inspect) => inspect::run(format, inspect),
         Action::Logs { container } => logs::run(socket, format, container),
         Action::Wake { container: Some(container), .. } => wake::run(socket, format, container),
+        Action::Wake { sleep_again: true, .. } => wake::sleep_again(socket),
         Action::Wake { for_good, .. } => wake::all(socket, format, for_good),
         Action::Node(node) => node::run(format, node),
     };

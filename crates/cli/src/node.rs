@@ -114,6 +114,8 @@ fn run_install(format: Format, host: &mut Host<'_>, args: InstallArgs) -> Result
     let kubelet = if args.kubelet == Kubelet::Auto { Mode::Auto } else { Mode::ByHand };
     let version = env!("CARGO_PKG_VERSION").to_owned();
     let done = install(host, &Install { from, version, runtime: args.runtime, kubelet, again: args.again })?;
+    // An agent that runs already has read it at its start. Where none does, or it is an older one, the next one finds no file.
+    let _ = wake::sleep_again(&host.root.path(paths::AGENT_SOCKET));
     #[derive(Serialize)]
     struct Done<'a> {
         version: &'a str,

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use serde_json::json;
-use woodfrog_protocol::agent::{Container, Outcome, Wake, WakeAll, WokenBy, request, response};
+use woodfrog_protocol::agent::{Container, Empty, Outcome, Wake, WakeAll, WokenBy, request, response};
 
 use crate::args::Format;
 use crate::client;
@@ -43,6 +43,14 @@ pub(crate) fn all(socket: &Path, format: Format, for_good: bool) -> Result<ExitC
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Takes back what was meant for good.
+pub(crate) fn sleep_again(socket: &Path) -> Result<ExitCode, Failure> {
+    match client::ask(socket, request::Kind::SleepAgain(Empty {}))? {
+        response::Kind::Ok(_) => Ok(ExitCode::SUCCESS),
+        _ => client::unexpected(socket),
+    }
 }
 
 /// Before the shim goes from a node, and its agent with it. Where no agent answers, which is said, those that sleep cannot be woken.

@@ -14,6 +14,9 @@ use crate::{CURRENT, DEFAULT_ENDPOINT, KUBELET_UNIT, SHIM_ENDPOINT, UNIT, cri, r
 /// go on trying for ever.
 const ATTEMPTS: u32 = 3;
 
+/// A file of the agent's state: no container may sleep.
+pub(crate) const WIDE_AWAKE: &str = "/var/lib/woodfrog/wide-awake";
+
 /// What to install, and how.
 #[derive(Clone, Debug)]
 pub struct Install {
@@ -54,6 +57,8 @@ pub fn install(host: &mut Host<'_>, options: &Install) -> Result<Installed, Erro
             let keep: Vec<&str> = keep.iter().flatten().map(String::as_str).collect();
             // What cannot be removed does no harm, and all else is done.
             _ = binaries::sweep(&host.root, &keep);
+            // What an uninstallation has told the agent.
+            host.root.remove(WIDE_AWAKE)?;
             Ok(Installed { version: plan.release.name, changed })
         }
         Err(cause) => {

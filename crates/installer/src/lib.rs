@@ -50,6 +50,12 @@ pub const DEFAULT_ENDPOINT: &str = "unix:///run/containerd/containerd.sock";
 #[cfg(test)]
 mod tests {
     #[test]
+    fn the_file_that_keeps_containers_awake_is_the_agents() {
+        use woodfrog_protocol::paths::{STATE_DIR, WIDE_AWAKE};
+        assert_eq!(crate::install::WIDE_AWAKE, format!("{STATE_DIR}/{WIDE_AWAKE}"));
+    }
+
+    #[test]
     fn kubelet_is_pointed_at_the_socket_of_the_shim() {
         assert_eq!(crate::SHIM_ENDPOINT, format!("unix://{}", woodfrog_protocol::paths::CRI_SOCKET));
     }

@@ -43,6 +43,16 @@ fn a_second_installation_changes_and_restarts_nothing() {
 }
 
 #[test]
+fn containers_may_sleep_again_where_woodfrog_is_installed_again() {
+    let mut host = Fixture::new();
+    host.install().unwrap();
+    host.uninstall().unwrap();
+    host.write("/var/lib/woodfrog/wide-awake", "said by the agent");
+    host.install().unwrap();
+    assert!(!host.path("/var/lib/woodfrog/wide-awake").exists());
+}
+
+#[test]
 fn an_upgrade_replaces_the_shim_and_leaves_kubelet_alone() {
     let mut host = Fixture::new();
     host.install().unwrap();

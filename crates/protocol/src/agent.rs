@@ -12,7 +12,7 @@ pub use crate::init::Empty;
 #[derive(Clone, PartialEq, Message)]
 pub struct Request {
     /// The question.
-    #[prost(oneof = "request::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(oneof = "request::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
     pub kind: Option<request::Kind>,
 }
 
@@ -55,6 +55,9 @@ pub mod request {
         /// From the command: wake all that sleep. Answered with `Containers`, those that slept, once they are awake.
         #[prost(message, tag = "11")]
         WakeAll(WakeAll),
+        /// From the command: take back what was meant for good. Answered with `Ok`.
+        #[prost(message, tag = "12")]
+        SleepAgain(Empty),
     }
 }
 
@@ -155,7 +158,8 @@ pub struct Wake {
 /// See [`request::Kind::WakeAll`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Message)]
 pub struct WakeAll {
-    /// None falls asleep any more as long as this agent lives, and nothing is left of it before their packets. Answered once that is so.
+    /// None falls asleep any more until [`request::Kind::SleepAgain`], whatever becomes of this agent, and nothing is left of it before
+    /// their packets. Answered once that is so.
     #[prost(bool, tag = "1")]
     pub for_good: bool,
 }

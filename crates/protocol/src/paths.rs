@@ -4,6 +4,8 @@
 pub const RUN_DIR: &str = "/run/woodfrog";
 /// State that outlives a reboot: checkpoints being built, blobs.
 pub const STATE_DIR: &str = "/var/lib/woodfrog";
+/// In the state directory: a file that is there while no container of the node may sleep.
+pub const WIDE_AWAKE: &str = "wide-awake";
 /// The agent's socket for the shim and the command, mode 0600.
 pub const AGENT_SOCKET: &str = "/run/woodfrog/agent.sock";
 /// The shim's socket, which kubelet uses in place of the runtime's.

@@ -41,6 +41,14 @@ pub enum EngineError {
         /// The kernel's word.
         source: io::Error,
     },
+    /// A file of the agent's state cannot be written or removed.
+    #[error("the agent's state {path}: {source}")]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// The kernel's word.
+        source: io::Error,
+    },
     /// The runtime did not answer or does not know.
     #[error(transparent)]
     Runtime(RuntimeError),
@@ -69,6 +77,7 @@ impl EngineError {
             Self::Token(_) | Self::NoContainer(_) | Self::Ambiguous { .. } => "no_container",
             Self::NoConnection(_) => "no_connection",
             Self::ControlDirectory { .. } => "control_directory",
+            Self::State { .. } => "state",
             Self::Runtime(_) => "runtime",
             Self::Freeze(e) => e.category(),
             Self::Panic => "internal",

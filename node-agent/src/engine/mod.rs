@@ -38,6 +38,7 @@ pub mod unix;
 pub mod unshare;
 pub mod volumes;
 pub mod wake;
+mod wide_awake;
 pub mod working_sets;
 
 use std::collections::BTreeMap;
@@ -46,7 +47,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use futures::StreamExt as _;
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::sync::{broadcast, mpsc};
 use tracing::{info, warn};
 use woodfrog_criu::Toolchain;
 use woodfrog_image::Compatibility;
@@ -68,6 +69,7 @@ pub use quarantine::Quarantined;
 use runtime::{Runtime, RuntimeError};
 use saves::Saves;
 use wake::{Change, WakeReason, What};
+use wide_awake::WideAwake;
 use working_sets::WorkingSets;
 
 /// How many containers are thawed at a time when all are woken.
@@ -86,6 +88,8 @@ pub struct Dirs {
     pub pagers: PathBuf,
     /// States of applications that sleep, on a disk.
     pub saves: Saves,
+    /// A file that is there while no container may sleep.
+    pub wide_awake: PathBuf,
 }
 
 /// What this node can do.
@@ -126,7 +130,7 @@ pub struct Engine {
     quarantine: Quarantine,
     containers: Mutex<BTreeMap<String, Arc<Container>>>,
     /// No container may sleep any more.
-    wide_awake: watch::Sender<bool>,
+    wide_awake: WideAwake,
     changes: broadcast::Sender<Change>,
 }
 
@@ -141,6 +145,7 @@ impl Engine {
     ) -> Arc<Self> {
         let Means { criu, pager, page_store, activator, metrics, node } = means;
         let (images, quarantine, containers) = Default::default();
+        let wide_awake = WideAwake::remembered(dirs.wide_awake.clone());
         Arc::new(Self {
             runtime,
             publisher,
@@ -155,7 +160,7 @@ impl Engine {
             dirs,
             quarantine,
             containers,
-            wide_awake: watch::Sender::new(false),
+            wide_awake,
             changes: broadcast::Sender::new(wake::CHANGES),
         })
     }
@@ -240,13 +245,13 @@ impl Engine {
     }
 
     /// Wakes all containers that sleep, and says which they were, as they are then. If it is `for_good`, none falls asleep any more,
-    /// and no rules are left.
+    /// under no later agent either, and no rules are left.
     ///
     /// # Errors
-    /// One has no connection to its init; the others are awake.
+    /// One has no connection to its init; the others are awake. Or it cannot be remembered; nothing was done then.
     pub async fn wake_all(&self, for_good: bool) -> Result<Vec<Listed>, EngineError> {
         if for_good {
-            self.wide_awake.send_replace(true);
+            self.wide_awake.begin().map_err(|source| self.cannot_remember(source))?;
         }
         let containers = self.containers().into_iter();
         let sleepers: Vec<_> = containers.filter(|container| container.is_asleep()).collect();
@@ -264,9 +269,17 @@ impl Engine {
         Ok(woken.iter().map(|c| listed(c, self.quarantined(c))).collect())
     }
 
-    /// Becomes true when no container may sleep any more.
-    fn wide_awake(&self) -> watch::Receiver<bool> {
-        self.wide_awake.subscribe()
+    /// Takes back that containers may sleep no more. Those that stay awake for that reason do so until they are taken over by
+    /// another agent.
+    ///
+    /// # Errors
+    /// The file is there still.
+    pub fn sleep_again(&self) -> Result<(), EngineError> {
+        self.wide_awake.end().map_err(|source| self.cannot_remember(source))
+    }
+
+    fn cannot_remember(&self, source: std::io::Error) -> EngineError {
+        EngineError::State { path: self.wide_awake.path(), source }
     }
 
     /// kubelet stops a container.

@@ -39,7 +39,7 @@ impl Sleeper<'_> {
         orders: &mut mpsc::Receiver<Order>,
     ) -> Result<Awake, LinkError> {
         let earliest = Instant::now() + at_least;
-        let mut wide_awake = self.keeper.engine.wide_awake();
+        let mut wide_awake = self.keeper.engine.wide_awake.subscribe();
         loop {
             let Self { keeper, link, gate, prepared, .. } = self;
             gate.ajar(node_addresses()).await.map_err(io::Error::other)?;

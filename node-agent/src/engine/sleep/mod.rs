@@ -168,7 +168,7 @@ impl Keeper<'_> {
         thawed: bool,
     ) -> Result<Bed, String> {
         let listeners = Listeners::of(&prepared.images);
-        if *self.engine.wide_awake().borrow() {
+        if self.engine.wide_awake.is() {
             return Err("nothing sleeps here any more".into());
         }
         if listeners.is_empty() {
@@ -277,7 +277,7 @@ impl Sleeper<'_> {
 
     /// After how long without anything to do it falls asleep, and how long it is awake at least. None: it stays awake.
     fn patience(&self) -> Option<(Duration, Duration)> {
-        if *self.keeper.engine.wide_awake().borrow() {
+        if self.keeper.engine.wide_awake.is() {
             return None;
         }
         Some((self.standby.idle_timeout?, self.standby.min_awake))
