@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
+use ring::digest::{Context, SHA256};
 
 use crate::error::Error;
 use crate::{CURRENT, OPT_DIR, Root};
@@ -86,20 +86,20 @@ impl Release {
 
 /// First digits of the digest of all programs in a directory, and their size in bytes.
 fn digest(dir: &Path) -> Result<(String, u64), Error> {
-    let mut hasher = Sha256::new();
+    let mut hasher = Context::new(&SHA256);
     let mut bytes = 0;
     for program in PROGRAMS {
         let path = dir.join(program);
         let mut file = File::open(&path).map_err(|_| Error::NoBinary { path: path.clone() })?;
         let size = hash(&mut file, &mut hasher).map_err(Error::io("read", path))?;
-        hasher.update(size.to_le_bytes());
+        hasher.update(&size.to_le_bytes());
         bytes += size;
     }
-    let digest = hasher.finalize().iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    let digest = hasher.finish().as_ref().iter().take(4).map(|byte| format!("{byte:02x}")).collect();
     Ok((digest, bytes))
 }
 
-fn hash(file: &mut File, hasher: &mut Sha256) -> io::Result<u64> {
+fn hash(file: &mut File, hasher: &mut Context) -> io::Result<u64> {
     let mut buffer = vec![0; 1 << 16];
     let mut size = 0;
     loop {

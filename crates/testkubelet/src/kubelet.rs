@@ -189,6 +189,13 @@ impl Container {
         self.pod.ip
     }
 
+    /// The same container, for a kubelet that goes elsewhere.
+    pub fn through(&self, kubelet: &Kubelet) -> Self {
+        let mut other = self.clone();
+        other.pod.kubelet = kubelet.clone();
+        other
+    }
+
     /// The pod's name.
     pub fn pod_name(&self) -> &str {
         &self.pod.spec.name
