@@ -154,16 +154,27 @@ fn phases(file: &Path, all: &[&Measured]) -> Result<()> {
 /// What comes after the phases: the application's own part.
 const ANSWER: &str = "first response";
 
-/// The phases in order, with CRIU's steps in place of what they are steps of.
+/// The phases in order, with CRIU's steps before what else there is of the same phase.
 fn parts() -> impl Iterator<Item = Metric> {
-    let steps = |phase| if phase == Metric::Restore { Metric::CRIU.to_vec() } else { vec![phase] };
-    Metric::PHASES.into_iter().flat_map(steps)
+    Metric::PHASES.into_iter().flat_map(|phase| steps_of(phase).iter().copied().chain([phase]))
+}
+
+const fn steps_of(phase: Metric) -> &'static [Metric] {
+    match phase {
+        Metric::Restore => &[Metric::CriuImages, Metric::CriuTasks],
+        Metric::Resume => &[Metric::CriuCatch, Metric::CriuRelease],
+        _ => &[],
+    }
 }
 
 fn bars_of(measured: &Measured) -> Vec<(String, Vec<(&'static str, f64)>)> {
     let ours = measured.records.iter().filter(|(mode, _)| mode.is_ours());
     let bar = |(mode, record): &(Mode, Record)| {
-        let mut bar: Vec<_> = parts().filter_map(|part| Some((part.title(), record.median(part)?))).collect();
+        let own = |part| {
+            let steps: f64 = steps_of(part).iter().filter_map(|step| record.median(*step)).sum();
+            Some((part.title(), (record.median(part)? - steps).max(0.0)))
+        };
+        let mut bar: Vec<_> = parts().filter_map(own).collect();
         let phases: f64 = bar.iter().map(|(_, ms)| ms).sum();
         bar.push((ANSWER, (record.median(Metric::Response)? - phases).max(0.0)));
         Some((format!("{}, {}", measured.workload.name(), mode.name()), bar))

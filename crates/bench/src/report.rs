@@ -68,12 +68,14 @@ pub(crate) enum Metric {
     Commit,
     /// See `Prepare`.
     Resume,
-    /// Steps of CRIU within [`Metric::Restore`]: it reads its images.
+    /// CRIU's part of [`Metric::Restore`]: it reads its images.
     CriuImages,
-    /// It makes the first task, in a time namespace of the tree's own.
-    CriuNamespaces,
-    /// It makes all other tasks, and gives all of them what they had.
+    /// Likewise: it makes the tasks with what they had.
     CriuTasks,
+    /// CRIU's part of [`Metric::Resume`]: it stops each of them where its own code begins.
+    CriuCatch,
+    /// Likewise: it lets them go.
+    CriuRelease,
 }
 
 impl Metric {
@@ -111,12 +113,18 @@ impl Metric {
     pub(crate) const PHASES: [Self; 7] =
         [Self::Prepare, Self::Check, Self::Worker, Self::Lease, Self::Restore, Self::Commit, Self::Resume];
 
-    /// What CRIU does in [`Metric::Restore`], in order.
-    pub(crate) const CRIU: [Self; 3] = [Self::CriuImages, Self::CriuNamespaces, Self::CriuTasks];
+    /// What CRIU does in a thaw, in order.
+    pub(crate) const CRIU: [Self; 4] =
+        [Self::CriuImages, Self::CriuTasks, Self::CriuCatch, Self::CriuRelease];
 
     /// The phase that the agent calls so.
     pub(crate) fn phase(name: &str) -> Option<Self> {
         Self::PHASES.into_iter().find(|phase| phase.names().1 == name)
+    }
+
+    /// The step of CRIU that the agent calls so.
+    pub(crate) fn criu_step(name: &str) -> Option<Self> {
+        Self::CRIU.into_iter().find(|step| step.title().strip_prefix("criu: ") == Some(name))
     }
 
     /// Title of the column.
@@ -155,8 +163,9 @@ impl Metric {
             Self::Commit => ("commit_ms", "commit"),
             Self::Resume => ("resume_ms", "resume"),
             Self::CriuImages => ("criu_images_ms", "criu: images"),
-            Self::CriuNamespaces => ("criu_namespaces_ms", "criu: first task"),
             Self::CriuTasks => ("criu_tasks_ms", "criu: tasks"),
+            Self::CriuCatch => ("criu_catch_ms", "criu: catch"),
+            Self::CriuRelease => ("criu_release_ms", "criu: release"),
         }
     }
 

@@ -31,7 +31,7 @@ pub use dump::{Dump, DumpStage};
 pub use failure::{CriuError, End, Failure, Operation};
 pub use options::{Connections, DumpOptions, LogLevel, RestoreOptions};
 pub use probe::{Features, Kdat};
-pub use restore::{Restore, RestoreStage, Step};
+pub use restore::{Restore, RestoreStage, Restored};
 pub use seat::Seat;
 pub use toolchain::{Toolchain, ToolchainError};
 pub use worker::{Given, LOG_FILE, Setup, Worker, WorkerError};

@@ -72,21 +72,28 @@ impl RestoreStage {
     }
 }
 
-/// What CRIU has done up to a stage.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Step {
-    /// CRIU's word for the stage, such as `post-restore`.
-    pub stage: String,
-    /// Since the one before, without the time for which it waited for its caller.
-    pub took: Duration,
+/// A restore that has come to its end, and how long CRIU took for its steps, without the time for which it waited for its caller.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Restored {
+    /// PID of the root task in the container.
+    pub pid: i32,
+    /// From the request until [`RestoreStage::PreRestore`]: reading the images.
+    pub images: Duration,
+    /// From then until [`RestoreStage::PostRestore`]: making the tasks, their files, memory and threads.
+    pub tasks: Duration,
+    /// From then until [`RestoreStage::PreResume`]: their credentials, and stopping each of them where its own code begins.
+    pub catch: Duration,
+    /// From then until its end: letting them go.
+    pub release: Duration,
 }
 
 /// A restore under way. Dropping it is a refusal.
 #[derive(Debug)]
 pub struct Restore {
     exchange: Exchange,
-    pid: i32,
-    steps: Vec<Step>,
+    restored: Restored,
+    /// What it does now.
+    step: fn(&mut Restored) -> &mut Duration,
 }
 
 impl Worker {
@@ -94,7 +101,7 @@ impl Worker {
     pub async fn restore(self, images: Given, options: &RestoreOptions) -> Result<Restore, CriuError> {
         let exchange =
             Exchange::start(self, Operation::Restore, Kind::Restore, options.to_rpc(images)).await?;
-        Ok(Restore { exchange, pid: 0, steps: Vec::new() })
+        Ok(Restore { exchange, restored: Restored::default(), step: |restored| &mut restored.images })
     }
 }
 
@@ -103,22 +110,24 @@ impl Restore {
     /// root task is now a child of the container's PID 1.
     pub async fn next(&mut self) -> Result<Option<RestoreStage>, CriuError> {
         let began = Instant::now();
-        match self.exchange.next().await? {
+        let heard = self.exchange.next().await?;
+        *(self.step)(&mut self.restored) += began.elapsed();
+        match heard {
             Heard::Stage(notify, descriptor) => {
-                let stage = notify.script.clone().unwrap_or_default();
-                self.steps.push(Step { stage, took: began.elapsed() });
-                Ok(Some(RestoreStage::new(notify, descriptor)))
+                let stage = RestoreStage::new(notify, descriptor);
+                match stage {
+                    RestoreStage::PreRestore => self.step = |restored| &mut restored.tasks,
+                    RestoreStage::PostRestore { .. } => self.step = |restored| &mut restored.catch,
+                    RestoreStage::PreResume => self.step = |restored| &mut restored.release,
+                    _ => {}
+                }
+                Ok(Some(stage))
             }
             Heard::Done(response) => {
-                self.pid = response.restore.map_or(0, |restore| restore.pid);
+                self.restored.pid = response.restore.map_or(0, |restore| restore.pid);
                 Ok(None)
             }
         }
-    }
-
-    /// What CRIU has done so far, in order.
-    pub fn steps(&self) -> &[Step] {
-        &self.steps
     }
 
     /// Lets CRIU go on until [`RestoreStage::PostRestore`], and leaves it there; the PID of the root task in the
@@ -142,10 +151,10 @@ impl Restore {
         Err(CriuError::unexpected(Operation::Restore, "it ended without pre-resume"))
     }
 
-    /// Lets CRIU go on to the end; the PID of the root task in the container.
-    pub async fn finish(mut self) -> Result<i32, CriuError> {
+    /// Lets CRIU go on to the end.
+    pub async fn finish(mut self) -> Result<Restored, CriuError> {
         while self.next().await?.is_some() {}
-        Ok(self.pid)
+        Ok(self.restored)
     }
 
     /// Gives the restore up. When this returns the tasks have been killed; the container's PID 1 has to reap them.

@@ -412,7 +412,8 @@ pub struct Container {
     /// It shares the memory of its image with others.
     #[prost(bool, tag = "18")]
     pub shares_memory: bool,
-    /// What CRIU did in the phase `restore` of its thaw, in order, each by CRIU's word for the stage that ends it, such as `post-restore`.
+    /// What CRIU did in its thaw: in the phase `restore` it read its `images` and made the `tasks` with what they had, in the phase
+    /// `resume` it stopped each of them where its own code begins (`catch`), and let them go (`release`).
     #[prost(message, repeated, tag = "19")]
     #[serde(default)]
     pub criu_steps: Vec<Phase>,

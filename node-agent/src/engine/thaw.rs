@@ -71,7 +71,7 @@ pub struct Thawed {
     pub shares_memory: bool,
     /// How long each phase took.
     pub phases: Vec<Phase>,
-    /// What CRIU did in the phase `restore`.
+    /// What CRIU did in `restore` and `resume`.
     pub criu_steps: Vec<Phase>,
     /// When it began, microseconds of CLOCK_MONOTONIC.
     pub began_us: u64,
@@ -257,9 +257,6 @@ async fn attempt(
     let mut restore = worker.restore(images, &options).await?;
     let application = restore.restored().await?;
     watch.lap("restore");
-    let criu_steps = restore.steps().iter();
-    let criu_steps = criu_steps.map(|s| Phase { name: s.stage.clone(), ms: s.took.as_secs_f64() * 1e3 });
-    let criu_steps = criu_steps.collect();
 
     // One that has slept goes on counting.
     let generation = prepared.record.generation.max(container.life().generation) + 1;
@@ -278,9 +275,15 @@ async fn attempt(
         restore.before_resume().await?;
         pager.ready().await?;
     }
-    restore.finish().await?;
+    let restored = restore.finish().await?;
     laid_out.keep();
     watch.lap("resume");
+    let criu_steps = [
+        ("images", restored.images),
+        ("tasks", restored.tasks),
+        ("catch", restored.catch),
+        ("release", restored.release),
+    ];
     Ok(Thawed {
         application,
         generation,
@@ -289,7 +292,9 @@ async fn attempt(
         pager,
         shares_memory,
         phases: watch.phases(),
-        criu_steps,
+        criu_steps: criu_steps
+            .map(|(name, took)| Phase { name: name.into(), ms: took.as_secs_f64() * 1e3 })
+            .into(),
         began_us,
         done_us: monotonic_us(),
     })

@@ -81,14 +81,6 @@ impl Managed {
         ensure!(self.state == state, "the container is {}, not {state}: {}", self.state, self.reason);
         Ok(())
     }
-
-    /// Milliseconds of what CRIU did after the stage `from`, or from its beginning, up to the stage `to`.
-    fn criu_ms(&self, from: Option<&str>, to: &str) -> Option<f64> {
-        let place = |stage: &str| self.criu_steps.iter().position(|step| step.name == stage);
-        let begin = from.map_or(Some(0), |stage| place(stage).map(|at| at + 1))?;
-        let steps = self.criu_steps.get(begin..=place(to)?)?;
-        Some(steps.iter().map(|step| step.ms).sum())
-    }
 }
 
 impl Woodfrog {
@@ -123,15 +115,8 @@ impl Woodfrog {
         values.extend(usage);
         let phases = managed.thaw_phases.iter();
         values.extend(phases.filter_map(|phase| Some((Metric::phase(&phase.name)?, phase.ms))));
-        // A tree that keeps the clock of its node has no namespaces of its own.
-        let (images, namespaces) = ("pre-restore", "post-setup-namespaces");
-        let tasks = managed.criu_ms(Some(namespaces), "post-restore");
-        let steps = [
-            (Metric::CriuImages, managed.criu_ms(None, images)),
-            (Metric::CriuNamespaces, managed.criu_ms(Some(images), namespaces)),
-            (Metric::CriuTasks, tasks.or_else(|| managed.criu_ms(Some(images), "post-restore"))),
-        ];
-        values.extend(steps.into_iter().filter_map(|(metric, ms)| Some((metric, ms?))));
+        let steps = managed.criu_steps.iter();
+        values.extend(steps.filter_map(|step| Some((Metric::criu_step(&step.name)?, step.ms))));
         Ok(values)
     }
 

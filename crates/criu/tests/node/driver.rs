@@ -46,11 +46,12 @@ async fn node_a_process_goes_on_in_ten_other_containers() {
         let (_work, mut restore) = restore(&toolchain, &target, images.path(), &source.stdout_key()).await;
         let spawned = start.elapsed();
         assert_eq!(restore.restored().await.unwrap(), 300);
-        let stages = restore.steps().iter().map(|step| step.stage.as_str());
-        let stages: Vec<_> = stages.filter(|stage| !stage.ends_with("setup-namespaces")).collect();
-        assert_eq!(stages, ["pre-restore", "post-restore"]);
         let restored = start.elapsed();
-        assert_eq!(restore.finish().await.unwrap(), 300);
+        let ended = restore.finish().await.unwrap();
+        assert_eq!(ended.pid, 300);
+        assert!([ended.images, ended.tasks].iter().all(|step| !step.is_zero()), "{ended:?}");
+        assert!(ended.images + ended.tasks <= restored, "{ended:?}");
+        assert!([ended.catch, ended.release].iter().all(|step| !step.is_zero()), "{ended:?}");
         eprintln!("spawned {spawned:?}, restored {restored:?}, running {:?}", start.elapsed());
         assert_eq!(target.parent(300), target.host_pid1);
         counts.push(target.count());
@@ -129,7 +130,7 @@ async fn node_a_restore_that_is_refused_or_abandoned_before_the_tasks_run_leaves
     }
     // The container is as good as new.
     let (_work, restore) = restore(&toolchain, &target, images.path(), &source.stdout_key()).await;
-    assert_eq!(restore.finish().await.unwrap(), 300);
+    assert_eq!(restore.finish().await.unwrap().pid, 300);
     assert!(target.count() > 0);
 }
 

@@ -26,7 +26,7 @@ async fn restore(
     let (mut setup, options) = target.restore_setup(work.path(), key);
     let given = setup.give(directory(images));
     let worker = Worker::spawn(toolchain.clone(), setup).await.unwrap();
-    worker.restore(given, &options).await?.finish().await
+    worker.restore(given, &options).await?.finish().await.map(|restored| restored.pid)
 }
 
 /// A container whose application has run some lines of Perl and then sleeps.
