@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cluster;
+pub mod examples;
 pub mod helm;
 mod rights;
 mod standby;

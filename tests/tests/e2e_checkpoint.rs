@@ -15,10 +15,8 @@ use woodfrog_api::{Checkpoint, WarmPool, names};
 use woodfrog_testcluster::Cluster;
 use woodfrog_testcluster::cluster::REGISTRY;
 use woodfrog_testnode::App;
+use woodfrog_tests::examples::{PATIENCE, PYTHON, example, phase_is};
 use woodfrog_tests::in_cluster;
-
-/// How long an application may take to be frozen, or a pool to be filled, on a slow machine under load.
-const PATIENCE: Duration = Duration::from_secs(180);
 
 const POOL: &str = "
 apiVersion: woodfrog.dev/v1alpha1
@@ -30,16 +28,6 @@ spec:
     name: NAME
   replicas: 2
 ";
-
-/// An example of the documentation, with images of this node's registry.
-fn example(text: &str, name: &str, app: App) -> String {
-    let image = format!("registry.example/shop/{name}:1");
-    text.replace(&image, &app.reference()).replace("registry.example", REGISTRY)
-}
-
-fn phase_is(phase: Phase) -> impl Fn(&Checkpoint) -> bool {
-    move |checkpoint| checkpoint.status.as_ref().is_some_and(|status| status.phase == Some(phase))
-}
 
 /// Applies an example, makes a pool of it, and looks at its pods; then all is deleted.
 async fn life_of(cluster: &Cluster<'_>, text: &str, name: &str, app: App) -> Result<()> {
@@ -93,8 +81,6 @@ examples! {
     e2e_express_is_frozen_and_a_pool_of_it_answers_warm: "express", Node;
     e2e_rails_is_frozen_and_a_pool_of_it_answers_warm: "rails", Rails;
 }
-
-const PYTHON: &str = include_str!("../../docs/examples/python.yaml");
 
 #[test]
 fn e2e_a_checkpoint_gets_ready_though_operator_and_agent_are_killed_in_each_phase() {

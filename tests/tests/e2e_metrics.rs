@@ -8,17 +8,15 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
-use woodfrog_api::{Checkpoint, Phase};
 use woodfrog_testcluster::Cluster;
 use woodfrog_testcluster::cluster::REGISTRY;
 use woodfrog_testcluster::member::METRICS_OF_AGENT;
 use woodfrog_testcluster::operator::METRICS_OF_OPERATOR;
 use woodfrog_testnode::App;
+use woodfrog_tests::examples::{self, PATIENCE};
 use woodfrog_tests::helm::{CHART, Helm};
 use woodfrog_tests::in_cluster;
 
-const PATIENCE: Duration = Duration::from_secs(180);
-const EXAMPLE: &str = include_str!("../../docs/examples/python.yaml");
 /// The types of panels that Grafana has by itself, of those that are used.
 const PANELS: [&str; 3] = ["row", "stat", "timeseries"];
 
@@ -172,14 +170,7 @@ async fn until(cluster: &Cluster<'_>, sample: &str, value: f64) -> Result<BTreeM
 fn e2e_every_metric_of_the_dashboard_is_exported() {
     in_cluster("e2e-metrics", &[App::Cpython], async |cluster| {
         let warm = format!("{REGISTRY}/shop/metrics:warm");
-        let example = EXAMPLE
-            .replace("registry.example/shop/python:1", &App::Cpython.reference())
-            .replace("registry.example/shop/python:warm", &warm);
-        cluster.apply(&example).await?;
-        let is_frozen = |checkpoint: &Checkpoint| {
-            checkpoint.status.as_ref().and_then(|status| status.phase) == Some(Phase::Ready)
-        };
-        cluster.until("python", PATIENCE, is_frozen).await?;
+        examples::python(cluster, "shop/metrics").await?;
         cluster.apply(&dormant(&warm)).await?;
         let pod: Pod = cluster.until("sleeper", PATIENCE, is_ready).await?;
 

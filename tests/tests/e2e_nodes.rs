@@ -8,14 +8,12 @@ use k8s_openapi::api::core::v1::{Node as NodeObject, Pod};
 use k8s_openapi::api::events::v1::Event;
 use kube::api::{Api, ListParams, Patch, PatchParams};
 use serde_json::json;
-use woodfrog_api::{Checkpoint, Phase, WarmPool, names, node_labels};
-use woodfrog_testcluster::cluster::REGISTRY;
+use woodfrog_api::{WarmPool, names, node_labels};
 use woodfrog_testcluster::{Cluster, Member};
 use woodfrog_testnode::{App, Node, Options};
+use woodfrog_tests::examples::{self, PATIENCE};
 use woodfrog_tests::in_cluster;
 
-const PATIENCE: Duration = Duration::from_secs(180);
-const EXAMPLE: &str = include_str!("../../docs/examples/python.yaml");
 const OTHER: &str = "e2e-nodes-b";
 
 const POOL: &str = "
@@ -76,14 +74,7 @@ fn e2e_pods_of_a_pool_go_to_all_nodes_that_can_thaw_them_and_to_no_other() {
         is_labelled(cluster, OTHER).await?;
         is_labelled(cluster, cluster.node.name()).await?;
 
-        let example = EXAMPLE.replace("registry.example/shop/python:1", &App::Cpython.reference());
-        cluster
-            .apply(&example.replace("registry.example/shop/python", &format!("{REGISTRY}/shop/nodes")))
-            .await?;
-        let ready = |checkpoint: &Checkpoint| {
-            checkpoint.status.as_ref().is_some_and(|status| status.phase == Some(Phase::Ready))
-        };
-        cluster.until("python", PATIENCE, ready).await?;
+        examples::python(cluster, "shop/nodes").await?;
         cluster.apply(POOL).await?;
         let both = pods(cluster, 4).await?;
         ensure!(

@@ -11,17 +11,12 @@ use k8s_openapi::api::events::v1::Event;
 use kube::ResourceExt as _;
 use kube::api::{Api, ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
-use woodfrog_api::checkpoint::status::Phase;
-use woodfrog_api::{Checkpoint, SleepReport, SleepState, WarmPool, WarmPoolStatus, names};
+use woodfrog_api::{SleepReport, SleepState, WarmPool, WarmPoolStatus, names};
 use woodfrog_testcluster::Cluster;
-use woodfrog_testcluster::cluster::{REGISTRY, SYSTEM};
+use woodfrog_testcluster::cluster::SYSTEM;
 use woodfrog_testnode::App;
+use woodfrog_tests::examples::{self, PATIENCE};
 use woodfrog_tests::in_cluster;
-
-/// How long anything may take on a slow machine under load.
-const PATIENCE: Duration = Duration::from_secs(120);
-
-const PYTHON: &str = include_str!("../../docs/examples/python.yaml");
 
 const POOL: &str = "
 apiVersion: woodfrog.dev/v1alpha1
@@ -38,13 +33,7 @@ spec:
 
 /// A pool of two pods that sleep.
 async fn dormant(cluster: &Cluster<'_>) -> Result<Vec<Pod>> {
-    let image = App::Cpython.reference();
-    let checkpoint = PYTHON.replace("registry.example/shop/python:1", &image);
-    cluster.apply(&checkpoint.replace("registry.example", REGISTRY)).await?;
-    let ready = |checkpoint: &Checkpoint| {
-        checkpoint.status.as_ref().is_some_and(|status| status.phase == Some(Phase::Ready))
-    };
-    cluster.until("python", PATIENCE, ready).await?;
+    examples::python(cluster, "shop/python").await?;
     cluster.apply(POOL).await?;
     until(cluster, |status| status.ready_replicas == 2 && status.dormant == 2).await?;
     pods(cluster).await
@@ -164,6 +153,26 @@ fn e2e_pods_of_a_pool_sleep_and_are_woken_by_a_request_by_the_pool_and_by_an_ann
 async fn lease(cluster: &Cluster<'_>) -> Result<Lease> {
     let leases = Api::<Lease>::namespaced(cluster.client.clone(), SYSTEM);
     Ok(leases.get(&names::agent_lease(cluster.node.name())).await?)
+}
+
+/// An agent's term is 40 s: only if `WOODFROG_SILENCE` is set.
+#[test]
+fn e2e_a_pool_says_that_its_agent_is_gone_until_it_is_back() {
+    if std::env::var_os("WOODFROG_SILENCE").is_none() {
+        eprintln!("skipped: WOODFROG_SILENCE is not set");
+        return;
+    }
+    in_cluster("pool-silent", &[App::Cpython], async |cluster| {
+        let pods = dormant(cluster).await?;
+        cluster.member.stack.kill_agent()?;
+        let status = until(cluster, |status| says(status, "Degraded", "AgentSilent")).await?;
+        ensure!(status.dormant == 2, "what its agent said last: {status:?}");
+        cluster.member.stack.start_agent()?;
+        until(cluster, |status| says(status, "Degraded", "AllWell")).await?;
+        let count: u32 = cluster.get(&pods[0], "/count")?.parse()?;
+        ensure!(count > 1, "its pods do not wake any more");
+        Ok(())
+    });
 }
 
 #[test]
