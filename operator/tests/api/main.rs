@@ -4,5 +4,6 @@
 
 mod bad_input;
 mod checkpoints;
+mod pools;
 mod retention;
 mod stage;

@@ -2,6 +2,7 @@
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::TcpListener;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -19,14 +20,16 @@ use woodfrog_api::{Checkpoint, WarmPool, names, node_labels};
 use woodfrog_testapi::{ApiServer, Need, User};
 
 /// Longer than anything takes, on a slow machine under load.
-const PATIENCE: Duration = Duration::from_secs(120);
-const NODE: &str = "node-1";
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const NODE: &str = "node-1";
 
 /// A namespace on an API server of its own, since an operator looks at all namespaces.
 pub(crate) struct Stage {
     server: ApiServer,
     pub(crate) client: Client,
     pub(crate) namespace: String,
+    /// With which the operator is started; none: an administrator's of the server.
+    pub(crate) kubeconfig: Option<PathBuf>,
     operator: Option<Child>,
     node: Option<JoinHandle<()>>,
 }
@@ -41,7 +44,7 @@ impl Stage {
         let client = server.client(&User::admin()).await.unwrap();
         woodfrog_testapi::install_crds(&client).await.unwrap();
         let namespace = server.namespace("shop").await.unwrap();
-        let mut stage = Self { server, client, namespace, operator: None, node: None };
+        let mut stage = Self { server, client, namespace, kubeconfig: None, operator: None, node: None };
         let node =
             json!({ "metadata": { "name": NODE, "labels": { (node_labels::ARCHITECTURE): "x86_64" } } });
         let node: Node = serde_json::from_value(node).unwrap();
@@ -52,7 +55,10 @@ impl Stage {
     }
 
     pub(crate) async fn start_operator(&mut self) {
-        let kubeconfig = self.server.kubeconfig(&User::admin()).await.unwrap();
+        let kubeconfig = match &self.kubeconfig {
+            Some(kubeconfig) => kubeconfig.clone(),
+            None => self.server.kubeconfig(&User::admin()).await.unwrap(),
+        };
         let address = || {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             listener.local_addr().unwrap().to_string()
@@ -93,6 +99,17 @@ impl Stage {
                 let _ = run_pods(&client, &namespace).await;
                 let _ = carry_out(&client, &namespace).await;
                 let _ = prune(&client, &namespace).await;
+                sleep(Duration::from_millis(100)).await;
+            }
+        }));
+    }
+
+    /// The same, but for the agent.
+    pub(crate) fn start_node_without_an_agent(&mut self) {
+        let (client, namespace) = (self.client.clone(), self.namespace.clone());
+        self.node = Some(tokio::spawn(async move {
+            loop {
+                let _ = run_pods(&client, &namespace).await;
                 sleep(Duration::from_millis(100)).await;
             }
         }));
@@ -270,11 +287,16 @@ async fn carry_out(client: &Client, namespace: &str) -> kube::Result<()> {
             }
             Some(_) => {
                 agent["phase"] = json!("Done");
+                let compatibility = json!({
+                    "architecture": "x86_64", "cpuVendor": "GenuineIntel", "xsaveBytes": 832, "kernel": "6.18.1",
+                    "criu": "4.2.1", "pageBytes": 4096, "cgroupVersion": 2,
+                });
                 let targets = instruction.containers.iter();
                 let containers = targets.map(|target| {
                     json!({
                         "name": target.name, "image": target.image, "digest": digest(&target.image, instruction.attempt),
                         "layerBytes": 3 << 20, "compressedBytes": 1 << 20, "memoryBytes": 2 << 20, "freezeMs": 50,
+                        "compatibility": compatibility,
                     })
                 });
                 agent["containers"] = containers.collect();

@@ -143,7 +143,7 @@ async fn api_pods_request_less_while_they_sleep_and_have_their_own_again_awake_o
     let Some(mut world) = World::new().await else { return };
     let kubeconfig = stand_in(world.client.clone()).await;
     world.kill_operator();
-    world.kubeconfig = kubeconfig.path().to_owned();
+    world.kubeconfig = Some(kubeconfig.path().to_owned());
     world.start_operator().await;
 
     world.checkpoint_with("web", own(false)).await;
@@ -181,7 +181,7 @@ async fn api_what_kubelets_make_of_new_requests_is_said_and_what_they_can_never_
     let Some(mut world) = World::new().await else { return };
     let kubeconfig = stand_in(world.client.clone()).await;
     world.kill_operator();
-    world.kubeconfig = kubeconfig.path().to_owned();
+    world.kubeconfig = Some(kubeconfig.path().to_owned());
     world.start_operator().await;
     world.checkpoint_with("web", own(false)).await;
     world.sleeping_pool("web", 2).await;

@@ -109,14 +109,8 @@ async fn api_a_pool_says_once_that_the_agent_of_its_pods_is_silent_and_no_longer
 async fn api_a_checkpoint_whose_agent_is_gone_says_so_before_its_attempt_fails() {
     let Some(mut world) = World::new().await else { return };
     // Its pod gets a node, and nobody there does what is asked.
-    world.node.abort();
-    let (client, namespace) = (world.client.clone(), world.namespace.clone());
-    world.node = tokio::spawn(async move {
-        loop {
-            let _ = run_pods(&client, &namespace).await;
-            sleep(Duration::from_millis(50)).await;
-        }
-    });
+    world.stop_node();
+    world.start_node_without_an_agent();
     world.agent_once().await;
     world.checkpoint().await;
     let deadline = Instant::now() + PATIENCE;

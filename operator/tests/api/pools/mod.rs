@@ -1,14 +1,9 @@
-//! WarmPools on an API server, with the operator's process and a stand-in for nodes: pods are ready soon after they are
-//! made, and an agent freezes what it is told to.
-
-#![forbid(unsafe_code)]
+//! WarmPools: their pods are ready soon after they are made, and an agent freezes what it is told to.
 
 mod agents;
 mod resize;
 
-use std::net::TcpListener;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
 use k8s_openapi::api::admissionregistration::v1::{
@@ -16,7 +11,6 @@ use k8s_openapi::api::admissionregistration::v1::{
 };
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::events::v1::Event;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};
@@ -25,71 +19,30 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use woodfrog_api::{Checkpoint, WarmPool, names};
-use woodfrog_testapi::{ApiServer, Need, User};
 
-/// Longer than anything takes, on a slow machine under load.
-const PATIENCE: Duration = Duration::from_secs(60);
-const NODE: &str = "node-1";
+use crate::stage::{NODE, PATIENCE, Stage, digest};
 
-/// An API server of its own, since an operator looks at all namespaces.
-struct World {
-    _server: ApiServer,
-    /// With which the operator is started.
-    kubeconfig: PathBuf,
-    client: Client,
-    namespace: String,
-    operator: Option<Child>,
-    node: JoinHandle<()>,
+/// A stage, as tests of pools see it.
+struct World(Stage);
+
+impl Deref for World {
+    type Target = Stage;
+
+    fn deref(&self) -> &Stage {
+        &self.0
+    }
 }
 
-impl Drop for World {
-    fn drop(&mut self) {
-        self.node.abort();
-        self.kill_operator();
+impl DerefMut for World {
+    fn deref_mut(&mut self) -> &mut Stage {
+        &mut self.0
     }
 }
 
 impl World {
-    /// With an operator, and a Checkpoint `web`; none where there is no API server.
+    /// None where there is no API server.
     async fn new() -> Option<Self> {
-        if !Need::met() {
-            return None;
-        }
-        let server = ApiServer::start().await.unwrap();
-        let client = server.client(&User::admin()).await.unwrap();
-        woodfrog_testapi::install_crds(&client).await.unwrap();
-        let namespace = server.namespace("shop").await.unwrap();
-        let node = tokio::spawn(node(client.clone(), namespace.clone()));
-        let kubeconfig = server.kubeconfig(&User::admin()).await.unwrap();
-        let mut world = Self { _server: server, kubeconfig, client, namespace, operator: None, node };
-        world.start_operator().await;
-        Some(world)
-    }
-
-    async fn start_operator(&mut self) {
-        let address = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-        let operator = Command::new(env!("CARGO_BIN_EXE_operator"))
-            .arg("--kubeconfig")
-            .arg(&self.kubeconfig)
-            .args(["--metrics-addr", &address(), "--health-addr", &address()])
-            .args(["--leader-election-namespace", &self.namespace, "--identity", "operator-0"])
-            .stdout(Stdio::null())
-            .spawn();
-        self.operator = Some(operator.unwrap());
-    }
-
-    fn kill_operator(&mut self) {
-        if let Some(mut operator) = self.operator.take() {
-            operator.kill().unwrap();
-            operator.wait().unwrap();
-        }
-    }
-
-    fn api<K>(&self) -> Api<K>
-    where
-        K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
-    {
-        Api::namespaced(self.client.clone(), &self.namespace)
+        Stage::set().await.map(Self)
     }
 
     async fn make<K>(&self, kind: &str, name: &str, spec: Value)
@@ -181,61 +134,6 @@ fn ready(pods: &[Pod]) -> usize {
     pods.iter().filter(|pod| pod.status.as_ref().is_some_and(|status| status.conditions.is_some())).count()
 }
 
-async fn node(client: Client, namespace: String) {
-    loop {
-        // What fails now is done at the next look.
-        let _ = run_pods(&client, &namespace).await;
-        let _ = freeze(&client, &namespace).await;
-        sleep(Duration::from_millis(50)).await;
-    }
-}
-
-async fn run_pods(client: &Client, namespace: &str) -> kube::Result<()> {
-    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
-    for pod in pods.list(&ListParams::default()).await? {
-        let name = pod.name_any();
-        if pod.metadata.deletion_timestamp.is_some() {
-            pods.delete(&name, &DeleteParams::default().grace_period(0)).await?;
-        } else if pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_none()) {
-            let bound = json!({"spec": {"nodeName": NODE}});
-            pods.patch(&name, &PatchParams::default(), &Patch::Merge(bound)).await?;
-        } else if pod.status.as_ref().is_none_or(|status| status.phase.as_deref() != Some("Running")) {
-            let conditions = json!([{"type": "Ready", "status": "True"}]);
-            let status = json!({"status": {"phase": "Running", "conditions": conditions}});
-            pods.patch_status(&name, &PatchParams::default(), &Patch::Merge(status)).await?;
-        }
-    }
-    Ok(())
-}
-
-async fn freeze(client: &Client, namespace: &str) -> kube::Result<()> {
-    let checkpoints: Api<Checkpoint> = Api::namespaced(client.clone(), namespace);
-    for checkpoint in checkpoints.list(&ListParams::default()).await? {
-        let status = checkpoint.status.clone().unwrap_or_default();
-        let Some(instruction) = status.instruction else { continue };
-        let compatibility = json!({
-            "architecture": "x86_64", "cpuVendor": "GenuineIntel", "xsaveBytes": 832, "kernel": "6.18.1",
-            "criu": "4.2.1", "pageBytes": 4096, "cgroupVersion": 2,
-        });
-        let containers = instruction.containers.iter().map(|target| {
-            json!({
-                "name": target.name, "image": target.image, "digest": format!("sha256:{:064}", instruction.attempt),
-                "layerBytes": 3, "compressedBytes": 1, "memoryBytes": 2, "freezeMs": 50, "compatibility": compatibility,
-            })
-        });
-        let agent = json!({
-            "node": NODE, "attempt": instruction.attempt, "podUid": instruction.pod_uid, "phase": "Done",
-            "heartbeat": Time(Timestamp::now()), "containers": containers.collect::<Vec<_>>(),
-        });
-        let patch = json!({
-            "apiVersion": "woodfrog.dev/v1alpha1", "kind": "Checkpoint", "status": {"agent": agent},
-        });
-        let agent = PatchParams::apply(names::AGENT).force();
-        checkpoints.patch_status(&checkpoint.name_any(), &agent, &Patch::Apply(patch)).await?;
-    }
-    Ok(())
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn api_a_pool_waits_for_its_checkpoint_settles_scales_and_rolls_out() {
     let Some(world) = World::new().await else { return };
@@ -244,7 +142,7 @@ async fn api_a_pool_waits_for_its_checkpoint_settles_scales_and_rolls_out() {
     world.checkpoint().await;
     let pool = world.until_always("web", settled(3), |pods| pods.len() <= 3).await;
     let image = pool.status.unwrap().image.unwrap();
-    assert_eq!(image, format!("r.example/web@sha256:{:064}", 1));
+    assert_eq!(image, format!("r.example/web@{}", digest("r.example/web:warm", 1)));
     for pod in world.pods("web").await {
         let spec = pod.spec.clone().unwrap();
         assert_eq!(spec.containers[0].image.as_ref(), Some(&image));
@@ -274,7 +172,7 @@ async fn api_a_pool_waits_for_its_checkpoint_settles_scales_and_rolls_out() {
     let pod = json!({"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "app", "image": "web:2"}]}});
     let newer = Patch::Merge(json!({"spec": {"source": {"template": pod}}}));
     world.api::<Checkpoint>().patch("web", &PatchParams::default(), &newer).await.unwrap();
-    let second = format!("r.example/web@sha256:{:064}", 2);
+    let second = format!("r.example/web@{}", digest("r.example/web:warm", 2));
     let done = |pool: &WarmPool| {
         settled(2)(pool) && pool.status.as_ref().is_some_and(|status| status.image.as_ref() == Some(&second))
     };
@@ -294,7 +192,7 @@ async fn api_a_pool_waits_for_its_checkpoint_settles_scales_and_rolls_out() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn api_a_claimed_pod_is_released_and_replaced_and_one_that_ended_is_removed() {
-    let Some(world) = World::new().await else { return };
+    let Some(mut world) = World::new().await else { return };
     world.checkpoint().await;
     world.pool("web", 2).await;
     world.until("web", settled(2)).await;
@@ -320,7 +218,7 @@ async fn api_a_claimed_pod_is_released_and_replaced_and_one_that_ended_is_remove
     let ended = world.pods("web").await.remove(0);
     let failed = Patch::Merge(json!({"status": {"phase": "Failed", "conditions": null}}));
     // The stand-in for a node would have it run again.
-    world.node.abort();
+    world.stop_node();
     pods.patch_status(&ended.name_any(), &PatchParams::default(), &failed).await.unwrap();
     let deadline = Instant::now() + PATIENCE;
     while world.pods("web").await.iter().any(|pod| pod.uid() == ended.uid())
