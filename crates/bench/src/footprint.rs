@@ -20,6 +20,8 @@ pub(crate) struct Footprint {
     pub(crate) agent_bytes: u64,
     /// CPU time of the agent and of the containers' PID 1 so far.
     pub(crate) cpu_us: u64,
+    /// CPU time of the agent so far, with that of programs that it ran.
+    pub(crate) agent_cpu_us: u64,
     /// CPU time of the containers' cgroups so far.
     pub(crate) cgroups_cpu_us: u64,
 }
@@ -40,6 +42,7 @@ pub(crate) fn look(inits: &[i32], agent: i32) -> Result<Footprint> {
         init_bytes: 0,
         agent_bytes: pss(agent)?,
         cpu_us: cpu_us(agent)?,
+        agent_cpu_us: cpu_us(agent)? + children_cpu_us(agent)?,
         cgroups_cpu_us: 0,
     };
     for init in inits {
@@ -69,11 +72,22 @@ fn charged(pid: i32) -> Result<u64> {
     Ok(fs::read_to_string(path)?.trim().parse()?)
 }
 
-/// CPU time of a process, with threads that have ended.
+/// CPU time of a process, with threads that have ended: `utime` and `stime`.
 fn cpu_us(pid: i32) -> Result<u64> {
+    two_of_stat(pid, 14)
+}
+
+/// CPU time of its children that have ended: `cutime` and `cstime`.
+fn children_cpu_us(pid: i32) -> Result<u64> {
+    two_of_stat(pid, 16)
+}
+
+/// Two times that follow each other in proc_pid_stat(5), in microseconds.
+fn two_of_stat(pid: i32, field: usize) -> Result<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let (_, fields) = stat.rsplit_once(") ").context("/proc/PID/stat")?;
-    // utime and stime are fields 14 and 15 of proc_pid_stat(5); two are before the parenthesis.
-    let ticks: u64 = fields.split(' ').skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+    // Two fields are before the parenthesis, and the first one is 1.
+    let times = fields.split(' ').skip(field - 3).take(2);
+    let ticks: u64 = times.filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
     Ok(ticks * 1_000_000 / rustix::param::clock_ticks_per_second())
 }

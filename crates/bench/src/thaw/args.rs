@@ -26,7 +26,8 @@ Columns, all from what triggers the way (CreateContainer; the start of criu or r
   CPU          of the container's cgroup with all that restored it (runc and containerd restore from outside of it)
 
 --at-once: pods that sleep, to which as many clients connect at the same moment; copied and shared memory in turn. Clocks start with
-the clients' SYNs and end with their whole answers. CPU is that of all containers' cgroups from then on until all memory is there.
+the clients' SYNs and end with their whole answers. CPU is that of all containers' cgroups from then on until all memory is there; the
+agent's is beside it (CRIU and pagers, which are its children, count in both).
 \"÷ share\" is the p95 divided by what each core has to do of that.
 
 --replicas: pods of one image with shared memory. \"in all\" is the page store, and what the pods' memory cgroups are charged with.")]

@@ -40,6 +40,8 @@ struct Crowd {
     failures: u32,
     /// Of all containers.
     cpu_ms: f64,
+    /// Of the agent and of programs that it ran meanwhile.
+    agent_cpu_ms: f64,
 }
 
 /// Measures all and prints the table. Fails if a thaw did.
@@ -87,12 +89,11 @@ async fn once(place: &Place, ours: &Woodfrog, pods: u32, bar: &Bar) -> Result<Cr
     for container in &containers {
         inits.push(container.pid().await?);
     }
-    let cpu_us = || Ok::<_, anyhow::Error>(footprint::of(place, &inits)?.cgroups_cpu_us);
-    let before = cpu_us()?;
+    let before = footprint::of(place, &inits)?;
     let addresses: Vec<_> =
         containers.iter().map(|container| SocketAddr::new(container.ip(), PORT)).collect();
     let answers = client::together(&place.node, &addresses, |address| client::answer(*address))?;
-    let mut crowd = Crowd { responses_ms: Vec::new(), failures: 0, cpu_ms: 0.0 };
+    let mut crowd = Crowd { responses_ms: Vec::new(), failures: 0, cpu_ms: 0.0, agent_cpu_ms: 0.0 };
     let mut well = Vec::new();
     for (container, answer) in containers.iter().zip(answers) {
         match thawed(place, container, answer).await {
@@ -100,7 +101,10 @@ async fn once(place: &Place, ours: &Woodfrog, pods: u32, bar: &Bar) -> Result<Cr
             Err(error) => crowd.fails(bar, container, &error),
         }
     }
-    crowd.cpu_ms = (cpu_us()? - before) as f64 / 1e3;
+    let after = footprint::of(place, &inits)?;
+    crowd.cpu_ms = (after.cgroups_cpu_us - before.cgroups_cpu_us) as f64 / 1e3;
+    // Programs that belong in a container are in its cgroup, and its children all the same.
+    crowd.agent_cpu_ms = (after.agent_cpu_us - before.agent_cpu_us) as f64 / 1e3;
     for (container, ms) in well {
         match ours.state.check(&place.node, container.ip()) {
             Ok(()) => crowd.responses_ms.push(ms),
@@ -159,6 +163,7 @@ fn table(all: &[Samples<Round>], cores: f64) -> comfy_table::Table {
         "p50",
         "p95",
         "CPU of all",
+        "of the agent",
         "share of a core",
         "÷ share",
         "failed",
@@ -172,6 +177,7 @@ fn table(all: &[Samples<Round>], cores: f64) -> comfy_table::Table {
             ms(samples.median(|round| part(round).p50())),
             ms(samples.median(|round| part(round).p95())),
             ms(cpu),
+            ms(samples.median(|round| part(round).agent_cpu_ms)),
             ms(cpu / cores),
             format!("{:.2}", samples.median(|round| part(round).ratio(cores))),
             samples.failures(part).to_string(),
@@ -191,6 +197,7 @@ fn json(samples: &Samples<Round>, pods: u32, cores: usize) -> Vec<Json> {
             "response_ms": rounded(samples.median(|round| part(round).p50())),
             "p95_ms": rounded(samples.median(|round| part(round).p95())),
             "cpu_ms": rounded(samples.median(|round| part(round).cpu_ms)),
+            "agent_cpu_ms": rounded(samples.median(|round| part(round).agent_cpu_ms)),
             "cores": cores,
             "ratio": rounded(ratio),
             "limit": LIMIT,
@@ -206,7 +213,8 @@ mod tests {
 
     #[test]
     fn the_ratio_is_that_of_the_slowest_to_an_even_share_of_the_work() {
-        let crowd = Crowd { responses_ms: vec![100.0, 300.0, 200.0], failures: 0, cpu_ms: 400.0 };
+        let crowd =
+            Crowd { responses_ms: vec![100.0, 300.0, 200.0], failures: 0, cpu_ms: 400.0, agent_cpu_ms: 50.0 };
         assert_eq!((crowd.p50(), crowd.ratio(2.0)), (200.0, 1.5));
         let mut samples = Samples::new("app");
         samples.add(Round { copied: crowd.clone(), shared: Crowd { failures: 1, ..crowd } });
