@@ -261,6 +261,47 @@ fn node_a_pod_that_saves_its_state_goes_on_where_it_was() {
 }
 
 #[test]
+fn node_saving_a_state_gives_way_to_whoever_comes_meanwhile() {
+    const TRIES: usize = 20;
+    in_world("gives-way", &[App::Cpython], async |world| {
+        let image = world.counted_to_three().await?;
+        let mut spec = dormant("pod", &image, Some("300ms"));
+        spec.annotations.insert("woodfrog.dev/on-idle".into(), "Save".into());
+        let pod = world.from_image(spec).await?;
+        let mut counted = 3;
+        let mut ask = || {
+            counted += 1;
+            let count = pod.get("/count")?;
+            ensure!(count == counted.to_string(), "{count}, not {counted}\n{}", world.log(&pod));
+            Ok(())
+        };
+        ask()?;
+        for tries_left in (0..TRIES).rev() {
+            world.until(&pod, "thawed").await?;
+            let before = world.ps(&pod)?;
+            let times = world.log(&pod).matches("falls asleep").count();
+            while world.log(&pod).matches("falls asleep").count() == times {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            ask()?;
+            let (log, after) = (world.log(&pod), world.ps(&pod)?);
+            if log.contains("came while its state was being saved") {
+                let same = |key: &str| before[key] == after[key];
+                ensure!(same("pid") && same("generation") && same("wakes"), "{before} {after}\n{log}");
+                break;
+            }
+            ensure!(tries_left > 0, "no packet came in time\n{log}");
+        }
+        // What was begun is not in the way of the next time.
+        world.until(&pod, "dormant").await?;
+        let saved = world.node.run("ls", &["/var/lib/woodfrog/saves"])?;
+        ensure!(saved.lines().count() == 1 && !saved.contains(".new"), "{saved}");
+        ask()?;
+        pod.remove().await
+    });
+}
+
+#[test]
 fn node_nothing_of_the_node_s_own_network_is_held() {
     in_world("host-network", &[App::Cpython], async |world| {
         let image = world.counted_to_three().await?;

@@ -69,11 +69,15 @@ impl Dump {
         }
     }
 
-    /// Lets CRIU go on until [`DumpStage::PostDump`], and leaves it there.
-    pub async fn written(&mut self) -> Result<(), CriuError> {
+    /// Lets CRIU go on until [`DumpStage::PostDump`], and leaves it there. False: it was at a stage, this or an earlier one, when
+    /// `is_futile` said so, and waits there to be refused.
+    pub async fn written(&mut self, is_futile: impl Fn() -> bool) -> Result<bool, CriuError> {
         while let Some(stage) = self.next().await? {
+            if is_futile() {
+                return Ok(false);
+            }
             if stage == DumpStage::PostDump {
-                return Ok(());
+                return Ok(true);
             }
         }
         Err(CriuError::unexpected(Operation::Dump { pid: 0 }, "it ended without post-dump"))

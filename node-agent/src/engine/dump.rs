@@ -18,6 +18,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
+use tokio_util::sync::CancellationToken;
 use woodfrog_criu::images::{ImageDir, zeros};
 use woodfrog_criu::{
     Connections as CriuConnections, CriuError, Dump, DumpOptions, Given, Setup, Toolchain, Worker,
@@ -116,7 +117,8 @@ pub async fn dump(
     let images = DumpDir::new(&job.subject.tree, job.subject.dir.join("images"))
         .map_err(|source| FreezeError::Directory { path: job.subject.dir.clone(), source })?;
     let began = Instant::now();
-    let Held { dump, images, standing } = hold(criu, &job.subject, images, &mut watch).await?;
+    let never = CancellationToken::new();
+    let Held { dump, images, standing } = hold(criu, &job.subject, images, &never, &mut watch).await?;
 
     // Whoever counts arrivals may have given up: then the gate says so.
     let _ = arrived.send(()).await;
@@ -148,14 +150,16 @@ pub async fn dump(
     Ok(Dumped { build, held, standstill_ms, phases: watch.phases() })
 }
 
-/// Dumps a container into `images`, up to the moment at which all is written and the tasks are still held.
+/// Dumps a container into `images`, up to the moment at which all is written and the tasks are still held. It gives way at the next
+/// stage of CRIU's once `wanted` is cancelled.
 ///
 /// # Errors
-/// The dump failed. The application runs on.
+/// The dump failed or gave way. The application runs on.
 pub async fn hold(
     criu: Arc<Toolchain>,
     subject: &Subject,
     images: DumpDir,
+    wanted: &CancellationToken,
     watch: &mut Stopwatch,
 ) -> Result<Held, FreezeError> {
     let name = subject.container.info.display();
@@ -173,7 +177,10 @@ pub async fn hold(
         ..DumpOptions::new(subject.tree.processes.first().map_or(0, |root| root.inner_pid))
     };
     let mut dump = worker.dump(given, &options).await.map_err(criu_failed)?;
-    dump.written().await.map_err(criu_failed)?;
+    if !dump.written(|| wanted.is_cancelled()).await.map_err(criu_failed)? {
+        dump.refuse().await.map_err(criu_failed)?;
+        return Err(FreezeError::GaveWay { container: name });
+    }
     watch.lap("dump");
     // Now, while nothing changes.
     let standing = match &subject.shared {

@@ -175,6 +175,12 @@ pub enum FreezeError {
         /// The container.
         container: String,
     },
+    /// Somebody wants it while its state is being saved.
+    #[error("{container} runs on, since somebody wants it")]
+    GaveWay {
+        /// The container.
+        container: String,
+    },
     /// Memory that it shares with others.
     #[error("{container}: {source}")]
     Shared {
@@ -223,6 +229,7 @@ impl FreezeError {
             Self::Dump { source, .. } => source.category(),
             Self::Images { .. } => "image",
             Self::Abandoned { .. } => "abandoned",
+            Self::GaveWay { .. } => "gave_way",
             Self::Shared { .. } => "shared_memory",
             Self::Directory { .. } | Self::Store(_) => "storage",
             Self::Build { .. } => "image",

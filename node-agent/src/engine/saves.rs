@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
 use woodfrog_criu::Dump;
 use woodfrog_image::{CheckpointRecord, Compatibility, labels, record_of};
 use woodfrog_protocol::agent::Connections;
@@ -102,16 +103,17 @@ impl Saves {
         Ok(())
     }
 
-    /// Dumps an application that has nothing to do. Its tasks are held when this returns, and its init holds back signals since
-    /// before.
+    /// Dumps an application that has nothing to do, unless it is `wanted` meanwhile. Its tasks are held when this returns, and its init
+    /// holds back signals since before.
     ///
     /// # Errors
-    /// It cannot be dumped, or not be thawed from what was dumped. The application runs on.
+    /// It cannot be dumped, or not be thawed from what was dumped, or is wanted. The application runs on.
     pub(super) async fn save(
         &self,
         engine: &Engine,
         container: &Arc<Container>,
         image: &Prepared,
+        wanted: &CancellationToken,
     ) -> Result<Saved, FreezeError> {
         self.forget(container);
         let name = container.info.display();
@@ -130,10 +132,10 @@ impl Saves {
         let subject = Subject { container: container.clone(), tree, dir: dir.clone(), connections, shared };
         let mut watch = Stopwatch::start("save");
         let Held { dump, images, standing } =
-            dump::hold(engine.criu.clone(), &subject, images, &mut watch).await?;
+            dump::hold(engine.criu.clone(), &subject, images, wanted, &mut watch).await?;
         let (whole, digest, node) = (self.of(container), image.digest.clone(), engine.node.clone());
         let owner = name.clone();
-        let finished = spawn_blocking(move || {
+        let mut finishing = spawn_blocking(move || {
             if let (Some(shared), Some(standing)) = (&subject.shared, standing) {
                 let converted = shared.convert(&standing, images.path());
                 converted.map_err(|source| FreezeError::Shared { container: owner.clone(), source })?;
@@ -144,11 +146,22 @@ impl Saves {
                 .and_then(|()| read(&whole, digest, &node).map_err(io::Error::other))
                 .map_err(|source| FreezeError::Directory { path: whole, source })
         });
-        match finished.await.unwrap_or(Err(FreezeError::Panic)) {
+        let finished = tokio::select! {
+            biased;
+            // First: whoever was heard of now knocks no more.
+            () = wanted.cancelled() => Err(FreezeError::GaveWay { container: name.clone() }),
+            finished = &mut finishing => finished.unwrap_or(Err(FreezeError::Panic)),
+        };
+        match finished {
             Ok(prepared) => Ok(Saved { prepared: Arc::new(prepared), dump }),
             Err(e) => {
+                // Whoever waits for the application first, then what it leaves.
+                let refused = dump.refuse().await;
+                if !finishing.is_finished() {
+                    let _ = finishing.await;
+                }
                 self.forget(container);
-                dump.refuse().await.map_err(|source| FreezeError::Dump { container: name, source })?;
+                refused.map_err(|source| FreezeError::Dump { container: name, source })?;
                 Err(e)
             }
         }

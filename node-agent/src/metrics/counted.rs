@@ -27,6 +27,7 @@ pub struct Metrics {
     thaw_phases: Family<PhaseOfThaw, Histogram>,
     wakes: Family<Labels<2>, Counter>,
     wake_durations: Family<Labels<1>, Histogram>,
+    saves: Family<Labels<1>, Counter>,
     cold_starts: Family<Labels<1>, Counter>,
     freezes: Family<Labels<1>, Counter>,
     freeze_durations: Histogram,
@@ -81,6 +82,7 @@ impl Default for Metrics {
             thaw_phases: Family::new_with_constructor(moments),
             wakes: Family::default(),
             wake_durations: Family::new_with_constructor(moments),
+            saves: Family::default(),
             cold_starts: Family::default(),
             freezes: Family::default(),
             freeze_durations: minutes(),
@@ -128,6 +130,11 @@ impl Metrics {
             "wake_duration_seconds",
             "How long wakes took, from their reason to the release of held packets, with hooks",
             self.wake_durations.clone(),
+        );
+        registry.register(
+            "saves",
+            "States that were saved of applications that fell asleep, by outcome",
+            self.saves.clone(),
         );
         registry.register(
             "cold_starts",
@@ -217,6 +224,12 @@ impl Metrics {
         let outcome = ("outcome", wake.outcome.as_str());
         self.wakes.get_or_create(&[("reason", wake.reason.kind()), outcome]).inc();
         self.wake_durations.get_or_create(&[outcome]).observe(wake.duration.as_secs_f64());
+    }
+
+    /// A state was saved, or was not.
+    pub(crate) fn saved<T>(&self, result: &Result<T, FreezeError>) {
+        let outcome = result.as_ref().err().map_or(OK, FreezeError::category);
+        self.saves.get_or_create(&[("outcome", outcome)]).inc();
     }
 
     /// A command is started. `cause`: a category of [`ThawError`], or a word of the same kind.

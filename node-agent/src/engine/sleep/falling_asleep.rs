@@ -5,12 +5,14 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio::task::{block_in_place, spawn_blocking};
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 use woodfrog_protocol::init::{Reason, Started, from_init, to_init};
 
 use super::{Sleeper, node_addresses};
-use crate::activator::{Gate, Listeners, idle};
+use crate::activator::{Gate, Knock, Listeners, idle};
 use crate::engine::container::{Container, Order};
+use crate::engine::error::FreezeError;
 use crate::engine::freeze::Busy;
 use crate::engine::keeper::Keeper;
 use crate::engine::link::{Link, LinkError};
@@ -19,6 +21,14 @@ use crate::engine::standby::{OnIdle, Rest};
 
 /// How long an init may take to end an application.
 const ASLEEP_WITHIN: Duration = Duration::from_secs(15);
+
+/// Why it does not fall asleep.
+enum Stays {
+    /// Somebody wants it.
+    Wanted,
+    /// It could not.
+    Failed(String),
+}
 
 /// How a time awake ended.
 pub(super) enum Awake {
@@ -60,7 +70,8 @@ impl Sleeper<'_> {
             }
             match self.fall_asleep(&format!("nothing to do for {timeout:?}")).await? {
                 Ok(()) => return Ok(Awake::Idle),
-                Err(why) => {
+                Err(Stays::Wanted) => {}
+                Err(Stays::Failed(why)) => {
                     self.keeper.container.note(format!("stays awake: {why}"));
                     timeout = timeout.saturating_mul(2);
                 }
@@ -69,10 +80,10 @@ impl Sleeper<'_> {
     }
 
     /// Puts it to sleep. The inner error: why it is still awake.
-    async fn fall_asleep(&mut self, reason: &str) -> Result<Result<(), String>, LinkError> {
+    async fn fall_asleep(&mut self, reason: &str) -> Result<Result<(), Stays>, LinkError> {
         self.keeper.container.note(format!("falls asleep: {reason}"));
         match self.standby.rest {
-            Rest::Frozen => self.hold().await,
+            Rest::Frozen => Ok(self.hold().await?.map_err(Stays::Failed)),
             Rest::Dormant(OnIdle::Save) => self.save(reason).await,
             Rest::Dormant(OnIdle::Discard) => self.end(reason).await.map(Ok),
         }
@@ -84,15 +95,36 @@ impl Sleeper<'_> {
         asleep(&mut self.link).await.map(drop)
     }
 
-    /// Dumps the application and ends it.
-    async fn save(&mut self, reason: &str) -> Result<Result<(), String>, LinkError> {
+    /// Dumps the application and ends it, unless somebody comes before its end.
+    async fn save(&mut self, reason: &str) -> Result<Result<(), Stays>, LinkError> {
         let Keeper { engine, container } = self.keeper;
         let _busy = match Busy::begin(container) {
             Ok(busy) => busy,
-            Err(e) => return Ok(Err(e.to_string())),
+            Err(e) => return Ok(Err(Stays::Failed(e.to_string()))),
         };
         self.link.begin_dump().await?;
-        match engine.dirs.saves.save(engine, container, &self.prepared).await {
+        let wanted = CancellationToken::new();
+        let saved = {
+            let saving = engine.dirs.saves.save(engine, container, &self.prepared, &wanted);
+            tokio::pin!(saving);
+            loop {
+                tokio::select! {
+                    saved = &mut saving => break saved,
+                    knock = self.gate.knock() => {
+                        let Knock { from, to } = knock?;
+                        if !wanted.is_cancelled() {
+                            container.note(format!(
+                                "stays awake: a packet from {from} to port {} came while its state was being saved",
+                                to.port()
+                            ));
+                            wanted.cancel();
+                        }
+                    }
+                }
+            }
+        };
+        engine.metrics.saved(&saved);
+        match saved {
             Ok(Saved { prepared, dump }) => {
                 container.note(format!(
                     "{:.1} MB of memory are saved",
@@ -106,7 +138,10 @@ impl Sleeper<'_> {
             }
             Err(e) => {
                 self.link.send(to_init::Kind::EndDump(Default::default()), None).await?;
-                Ok(Err(format!("it cannot be saved: {e}")))
+                Ok(Err(match e {
+                    FreezeError::GaveWay { .. } => Stays::Wanted,
+                    e => Stays::Failed(format!("it cannot be saved: {e}")),
+                }))
             }
         }
     }
