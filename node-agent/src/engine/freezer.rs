@@ -48,7 +48,11 @@ impl Freezer {
     /// # Errors
     /// It has ended, or the agent does not see the freezer's hierarchy.
     pub(super) fn of(init: i32) -> io::Result<Self> {
-        let groups = cgroups::of(init)?;
+        Self::among(init, cgroups::of(init)?)
+    }
+
+    /// The same, with the cgroups that PID 1 is in.
+    fn among(init: i32, groups: Vec<OwnedFd>) -> io::Result<Self> {
         let has = |group: &OwnedFd, file: &str| {
             rustix::fs::accessat(group, file, rustix::fs::Access::EXISTS, rustix::fs::AtFlags::empty())
                 .is_ok()
@@ -208,3 +212,6 @@ fn write(group: impl AsFd, file: &str, text: &str) -> io::Result<()> {
     let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     File::from(rustix::fs::openat(group, file, flags, Mode::empty())?).write_all(text.as_bytes())
 }
+
+#[cfg(test)]
+mod tests;
