@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use node_agent::activator::{Activator, Gate, Listeners};
+use node_agent::activator::{Activator, Gate, Leave, Listeners};
 use node_agent::engine::netns;
 use node_agent::metrics::Metrics;
 
@@ -75,7 +75,8 @@ impl Net {
 
     async fn gate(&self) -> Gate {
         let listeners = Listeners { tcp: [80].into(), udp: [53].into() };
-        self.activator.gate(self.pod.pid(), TOKEN, listeners, &[TOKEN.into()]).await.unwrap()
+        let leave: Leave = Arc::new(|_| Box::pin(std::future::ready(())));
+        self.activator.gate(self.pod.pid(), TOKEN, listeners, &[TOKEN.into()], leave).await.unwrap()
     }
 
     fn listen(&self) -> TcpListener {

@@ -224,7 +224,7 @@ pub struct FreezeTarget {
     pub image: String,
 }
 
-/// Something that is done in a container around a freeze or a thaw: exactly one of `exec` and `http_path`.
+/// Something that is done in a container around a freeze or a thaw: exactly one of `exec`, `http_path` and `get`.
 #[derive(Clone, PartialEq, Eq, Hash, Message, Serialize, Deserialize)]
 pub struct Hook {
     /// A command and its arguments; exit code 0 is success.
@@ -243,6 +243,49 @@ pub struct Hook {
     #[prost(uint32, tag = "4")]
     #[serde(default)]
     pub timeout_ms: u32,
+    /// A request of kubelet's; any answer is success.
+    #[prost(message, optional, tag = "5")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub get: Option<Get>,
+}
+
+/// A `GET` that kubelet has sent as a hook, to be sent once more.
+#[derive(Clone, PartialEq, Eq, Hash, Message, Serialize, Deserialize)]
+pub struct Get {
+    /// The address that it went to.
+    #[prost(string, tag = "1")]
+    pub address: String,
+    /// The port.
+    #[prost(uint32, tag = "2")]
+    pub port: u32,
+    /// Over TLS; no certificate is verified.
+    #[prost(bool, tag = "3")]
+    pub https: bool,
+    /// Path and query.
+    #[prost(string, tag = "4")]
+    pub path: String,
+    /// All headers, `Host` among them.
+    #[prost(message, repeated, tag = "5")]
+    pub headers: Vec<Header>,
+}
+
+/// A header of a [`Get`].
+#[derive(Clone, PartialEq, Eq, Hash, Message, Serialize, Deserialize)]
+pub struct Header {
+    /// Its name, in lower case.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Its value.
+    #[prost(bytes = "vec", tag = "2")]
+    pub value: Vec<u8>,
+}
+
+/// Hooks that are to be run, in this order.
+#[derive(Clone, PartialEq, Eq, Hash, Message)]
+pub struct Hooks {
+    /// They.
+    #[prost(message, repeated, tag = "1")]
+    pub hooks: Vec<Hook>,
 }
 
 /// What a freeze does about established connections.

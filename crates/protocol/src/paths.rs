@@ -31,8 +31,10 @@ pub const API_SOCKET: &str = "api.sock";
 pub const RESTORE_JSON: &str = "restore.json";
 
 /// In a control directory: what kubelet wanted run in a container that slept, a [`crate::agent::Hook`] in a frame. The shim leaves it there,
-/// the agent takes it at the next wake.
+/// or the agent; the agent takes it at the next wake.
 pub const HOOK: &str = "hook.bin";
+/// In a control directory: the hooks of a thaw that have not ended yet, [`crate::agent::Hooks`] in a frame, for an agent that takes over.
+pub const HOOKS_DUE: &str = "hooks-due.bin";
 
 /// Container annotation that holds the control directory's token.
 pub const TOKEN_ANNOTATION: &str = "dev.woodfrog/token";

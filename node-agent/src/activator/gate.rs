@@ -20,7 +20,7 @@ use super::kubelet;
 use super::listeners::Listeners;
 use super::packet::Packet;
 use super::queue::{MAX_HELD, MAX_HELD_DATAGRAMS, Queue};
-use super::responder::{self, Answers, Responder};
+use super::responder::{self, Answers, Leave, Responder};
 use super::rules::{Backend, Matches, PREFIX, Rules, RulesError};
 use crate::engine::netns;
 use crate::metrics::Metrics;
@@ -101,7 +101,8 @@ impl Activator {
     }
 
     /// A gate in the network namespace of process `pid`, for the container with this token. It has no rules of its own yet, but
-    /// takes over those that an earlier agent left. Rules of containers that are not among `alive`, by token, are taken away.
+    /// takes over those that an earlier agent left. Rules of containers that are not among `alive`, by token, are taken away. Hooks of
+    /// kubelet's by HTTP are left with `leave` while it is shut.
     ///
     /// # Errors
     /// The process has ended, or another process holds its packets.
@@ -111,6 +112,7 @@ impl Activator {
         token: &str,
         listeners: Listeners,
         alive: &[String],
+        leave: Leave,
     ) -> Result<Gate, GateError> {
         let chain = chain(token);
         let alive: Vec<String> = alive.iter().map(|token| self::chain(token)).collect();
@@ -126,7 +128,7 @@ impl Activator {
             })
         });
         let ((queue, number), listening) = opened.await??;
-        let responder = Responder::serve(listening, &self.answers)?;
+        let responder = Responder::serve(listening, &self.answers, leave)?;
         let (matches, port) = (Matches::All, responder.port);
         let rules = Rules { chain, queue: number, listeners, matches, responder: port };
         let queue = Queue::register(queue, number)?;

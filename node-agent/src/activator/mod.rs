@@ -20,3 +20,4 @@ mod rules;
 
 pub use gate::{Activator, Gate, GateError, Knock};
 pub use listeners::Listeners;
+pub use responder::Leave;

@@ -13,7 +13,7 @@ use woodfrog_api::{HttpRequest, WarmUp, WarmUpExec};
 
 use crate::engine::Engine;
 use crate::engine::container::Container;
-use crate::engine::http;
+use crate::engine::http::{self, Target};
 
 /// The longest that a single request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
@@ -126,7 +126,7 @@ async fn send(init: i32, request: &HttpRequest, timeout: Duration) -> Result<u16
     }
     let body = Bytes::from(request.body.clone().unwrap_or_default());
     let http = http.body(Full::new(body)).map_err(|e| e.to_string())?;
-    http::send(init, port, http, timeout).await.map(|status| status.as_u16())
+    http::send(init, Target::loopback(port), http, timeout).await.map(|status| status.as_u16())
 }
 
 fn is_expected(request: &HttpRequest, status: u16) -> bool {

@@ -221,7 +221,8 @@ impl Container {
 
     /// Path of a file in its control directory, see [`paths`].
     pub fn control(&self, file: &str) -> PathBuf {
-        let known = [paths::INIT_SOCKET, paths::API_SOCKET, paths::RESTORE_JSON, paths::HOOK];
+        let known =
+            [paths::INIT_SOCKET, paths::API_SOCKET, paths::RESTORE_JSON, paths::HOOK, paths::HOOKS_DUE];
         debug_assert!(known.contains(&file));
         self.dir.join(file)
     }

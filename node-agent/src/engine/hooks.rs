@@ -1,18 +1,15 @@
 //! What users want done in a container around a freeze or a thaw.
 
-use std::fs;
-use std::io;
-use std::path::Path;
 use std::time::Duration;
 
 use http_body_util::Full;
-use hyper::Request;
+use hyper::header::CONTENT_LENGTH;
+use hyper::{Request, StatusCode};
 use woodfrog_image::Hook as RecordedHook;
-use woodfrog_protocol::agent::Hook;
-use woodfrog_protocol::{frame, paths};
+use woodfrog_protocol::agent::{Get, Hook};
 
 use super::container::Container;
-use super::http;
+use super::http::{self, Target};
 use super::runtime::Runtime;
 
 /// Deadline of a hook that names none.
@@ -21,7 +18,7 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Why a hook failed.
 #[derive(Debug, thiserror::Error)]
 pub enum HookError {
-    /// Neither a command nor a path, or both.
+    /// Not exactly one thing to do.
     #[error("a hook needs either a command or an HTTP path with a port")]
     Malformed,
     /// The command did not end with 0.
@@ -43,12 +40,10 @@ pub enum HookError {
         source: super::runtime::RuntimeError,
     },
     /// The request failed.
-    #[error("hook POST http://127.0.0.1:{port}{path}: {message}")]
+    #[error("hook {request}: {message}")]
     Http {
-        /// Port in the container.
-        port: u32,
-        /// Path of the request.
-        path: String,
+        /// What was asked.
+        request: String,
         /// What went wrong.
         message: String,
     },
@@ -63,14 +58,24 @@ pub async fn run(runtime: &dyn Runtime, id: &str, init: i32, hook: &Hook) -> Res
         0 => DEFAULT_TIMEOUT,
         ms => Duration::from_millis(ms.into()),
     };
-    match (hook.exec.is_empty(), hook.http_path.is_empty()) {
-        (false, true) => exec(runtime, id, &hook.exec, deadline).await,
-        (true, false) => post(init, hook, deadline).await.map_err(|message| HookError::Http {
-            port: hook.http_port,
-            path: hook.http_path.clone(),
-            message,
-        }),
+    let failed = |message| HookError::Http { request: name(hook), message };
+    match (hook.exec.is_empty(), hook.http_path.is_empty(), &hook.get) {
+        (false, true, None) => exec(runtime, id, &hook.exec, deadline).await,
+        (true, false, None) => post(init, hook, deadline).await.map_err(failed),
+        (true, true, Some(request)) => get(init, request, deadline).await.map(drop).map_err(failed),
         _ => Err(HookError::Malformed),
+    }
+}
+
+/// What a hook does, for people.
+pub(super) fn name(hook: &Hook) -> String {
+    match &hook.get {
+        Some(Get { address, port, https, path, .. }) => {
+            let address = if address.contains(':') { format!("[{address}]") } else { address.clone() };
+            format!("GET http{}://{address}:{port}{path}", if *https { "s" } else { "" })
+        }
+        None if hook.exec.is_empty() => format!("POST http://127.0.0.1:{}{}", hook.http_port, hook.http_path),
+        None => format!("{:?}", hook.exec),
     }
 }
 
@@ -88,10 +93,23 @@ async fn exec(runtime: &dyn Runtime, id: &str, argv: &[String], deadline: Durati
 async fn post(init: i32, hook: &Hook, deadline: Duration) -> Result<(), String> {
     let port = u16::try_from(hook.http_port).map_err(|_| "no such port".to_owned())?;
     let request = Request::post(&hook.http_path).body(Full::default()).map_err(|e| e.to_string())?;
-    match http::send(init, port, request, deadline).await? {
+    match http::send(init, Target::loopback(port), request, deadline).await? {
         status if status.is_success() => Ok(()),
         status => Err(format!("answered {status}")),
     }
+}
+
+/// As kubelet sent it. Whatever is answered, kubelet is content.
+async fn get(init: i32, get: &Get, deadline: Duration) -> Result<StatusCode, String> {
+    let address = get.address.parse().map_err(|_| "no such address".to_owned())?;
+    let port = u16::try_from(get.port).map_err(|_| "no such port".to_owned())?;
+    let mut request = Request::get(&get.path);
+    // There is no body.
+    for header in get.headers.iter().filter(|header| header.name != CONTENT_LENGTH.as_str()) {
+        request = request.header(&header.name, &header.value[..]);
+    }
+    let request = request.body(Full::default()).map_err(|e| e.to_string())?;
+    http::send(init, Target { address, port, https: get.https }, request, deadline).await
 }
 
 /// Runs the hooks after a restore (or after a dump, for the application that runs on), in reverse order: as what was
@@ -103,32 +121,6 @@ pub async fn after_restore(runtime: &dyn Runtime, container: &Container, hooks: 
             container.note(format!("after restore: {e}"));
         }
     }
-}
-
-/// Runs the hook that kubelet wanted run while the container slept, if there is one. One that fails is noted; kubelet was told that
-/// all is well.
-pub async fn postponed(runtime: &dyn Runtime, container: &Container) {
-    let hook = match take_postponed(&container.control(paths::HOOK)) {
-        Ok(Some(hook)) => hook,
-        Ok(None) => return,
-        Err(e) => return container.note(format!("the hook that it slept through cannot be read: {e}")),
-    };
-    match run(runtime, &container.info.id, container.life().init, &hook).await {
-        Ok(()) => container.note(format!("the hook that it slept through was run: {:?}", hook.exec)),
-        Err(e) => container.note(format!("the hook that it slept through: {e}")),
-    }
-}
-
-/// Takes it, so that the shim cannot take it back.
-fn take_postponed(path: &Path) -> io::Result<Option<Hook>> {
-    let taken = path.with_extension("taken");
-    match fs::rename(path, &taken) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        renamed => renamed?,
-    }
-    let bytes = fs::read(&taken)?;
-    fs::remove_file(&taken)?;
-    frame::whole(&bytes).map(Some).map_err(io::Error::other)
 }
 
 /// A hook as the image records it.

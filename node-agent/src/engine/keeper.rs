@@ -29,7 +29,7 @@ use super::pager::Pager;
 use super::preparation::Preparation;
 use super::standby::{Rest, Standby};
 use super::thaw::{self, ThawError, Thawed};
-use super::{Engine, hooks};
+use super::{Engine, hooks, postponed};
 use crate::metrics::Occasion;
 
 /// The socket on which a container's init is awaited.
@@ -182,6 +182,9 @@ impl Keeper<'_> {
                     life.application = hello.application_pid;
                     life.generation = hello.generation;
                 });
+                if hello.state() == State::Thawed {
+                    self.run_due_hooks().await;
+                }
             }
         }
         self.attend(&mut link, orders).await
@@ -293,6 +296,7 @@ impl Keeper<'_> {
                 Ok(Ok(after_restore.iter().map(hooks::runnable).collect()))
             }
             Err(e) => {
+                postponed::none_due(self.container);
                 self.engine.metrics.not_thawed(occasion, &e);
                 Ok(Err(e))
             }
@@ -303,8 +307,18 @@ impl Keeper<'_> {
     pub(super) async fn run_hooks(&self, occasion: Occasion, hooks: &[Hook]) {
         let began = Instant::now();
         hooks::after_restore(&*self.engine.runtime, self.container, hooks).await;
-        hooks::postponed(&*self.engine.runtime, self.container).await;
+        postponed::none_due(self.container);
+        postponed::run(&*self.engine.runtime, self.container).await;
         self.engine.metrics.hooks_ran(occasion, began.elapsed());
+    }
+
+    /// Runs the hooks of a thaw whose agent ended before they did.
+    pub(super) async fn run_due_hooks(&self) {
+        let hooks = postponed::due(self.container);
+        if !hooks.is_empty() {
+            self.container.note("its hooks are run, for an earlier agent has not come to their end");
+            self.run_hooks(Occasion::Start, &hooks).await;
+        }
     }
 
     /// Its init has started the command, because it was told to or by itself.

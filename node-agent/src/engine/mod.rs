@@ -20,6 +20,7 @@ pub mod netns;
 pub mod page_store;
 pub mod pager;
 pub mod phases;
+mod postponed;
 pub mod preflight;
 pub mod preparation;
 pub mod prepared;

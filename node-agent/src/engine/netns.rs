@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use nix::ifaddrs::getifaddrs;
@@ -106,10 +106,10 @@ pub fn addresses(pid: i32) -> io::Result<Vec<IpAddr>> {
     Ok(found)
 }
 
-/// Connects to a port on loopback inside a container.
+/// Connects to an address from inside a container.
 ///
 /// # Errors
 /// Nobody listens, or the deadline passes.
-pub fn connect(pid: i32, port: u16, timeout: Duration) -> io::Result<TcpStream> {
-    within(pid, || TcpStream::connect_timeout(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)), timeout))
+pub fn connect(pid: i32, to: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
+    within(pid, || TcpStream::connect_timeout(&to, timeout))
 }

@@ -46,7 +46,7 @@ use super::prepared::{PrepareError, Prepared};
 use super::restore_json::{self, Identity, RestoreFile};
 use super::runtime::{Runtime, RuntimeError};
 use super::volumes::LaidOut;
-use super::{netns, volumes};
+use super::{hooks, netns, postponed, volumes};
 use crate::policy;
 
 /// First PID of an application; the ones below are for helpers.
@@ -264,6 +264,8 @@ async fn attempt(
         restore_file(container, link.pid, prepared, addresses, generation)
             .and_then(|file| file.write(&container.control(paths::RESTORE_JSON)))
             .map_err(failed("write restore.json"))?;
+        let hooks = prepared.record.after_restore.iter().map(hooks::runnable).collect();
+        postponed::note_due(container, hooks).map_err(failed("note which hooks are due"))?;
         Ok::<_, ThawError>(link.commit(application).await?)
     };
     if let Err(e) = committed.await {

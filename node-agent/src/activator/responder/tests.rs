@@ -1,13 +1,13 @@
 //! Probes as clients send them, to a responder on loopback.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Mutex;
 
 use http_body_util::{BodyExt as _, Empty};
 use hyper::client::conn::{http1, http2};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::ClientConfig;
 use rustls::crypto::ring;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -16,14 +16,27 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::*;
+use crate::engine::http::{self as client, Believes, Target};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 
 /// A responder that listens on an address of loopback, without the right to stand in for others.
 fn responder(address: IpAddr) -> (Responder, SocketAddr) {
+    let (responder, address, _) = responder_and_hooks(address);
+    (responder, address)
+}
+
+/// The same, and the hooks that it leaves.
+fn responder_and_hooks(address: IpAddr) -> (Responder, SocketAddr, Arc<Mutex<Vec<Hook>>>) {
     let listener = TcpListener::bind((address, 0)).unwrap();
     listener.set_nonblocking(true).unwrap();
     let address = listener.local_addr().unwrap();
-    (Responder::serve(vec![listener], &Arc::default()).unwrap(), address)
+    let hooks: Arc<Mutex<Vec<Hook>>> = Arc::default();
+    let into = hooks.clone();
+    let leave: Leave = Arc::new(move |hook| {
+        into.lock().unwrap().push(hook);
+        Box::pin(std::future::ready(()))
+    });
+    (Responder::serve(vec![listener], &Arc::default(), leave).unwrap(), address, hooks)
 }
 
 async fn connect(address: SocketAddr) -> TcpStream {
@@ -45,47 +58,6 @@ async fn get<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(stream: S, http
     };
     assert_eq!(response.status(), 200);
     String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
-}
-
-/// Believes every certificate, as kubelet does for probes.
-#[derive(Debug)]
-struct Believes;
-
-impl ServerCertVerifier for Believes {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = ring::default_provider().signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, &algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = ring::default_provider().signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, &algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        ring::default_provider().signature_verification_algorithms.supported_schemes()
-    }
 }
 
 #[tokio::test]
@@ -126,6 +98,37 @@ async fn grpc_s_health_check_says_serving() {
     let mut client = HealthClient::new(channel.unwrap());
     let answer = client.check(HealthCheckRequest { service: "any".into() }).await.unwrap();
     assert_eq!(answer.into_inner().status(), ServingStatus::Serving);
+}
+
+#[tokio::test]
+async fn a_hook_of_kubelet_s_is_left_as_it_came_and_a_probe_is_not() {
+    let (_responder, address, hooks) = responder_and_hooks(Ipv4Addr::LOCALHOST.into());
+    let init = std::process::id() as i32;
+    for (agent, https) in
+        [("kube-probe/1.36", false), ("kube-lifecycle/1.36", false), ("kube-lifecycle/1.36", true)]
+    {
+        let request = http::Request::get("/started?really")
+            .header("host", "the-pod")
+            .header("user-agent", agent)
+            .header("x-colour", "green")
+            .body(Default::default())
+            .unwrap();
+        let target = Target { address: address.ip(), port: address.port(), https };
+        assert_eq!(client::send(init, target, request, DEADLINE).await.unwrap(), 200);
+    }
+    let hooks = hooks.lock().unwrap();
+    assert_eq!(hooks.len(), 2, "{hooks:?}");
+    for (hook, https) in hooks.iter().zip([false, true]) {
+        let get = hook.get.as_ref().unwrap();
+        let to = (get.address.as_str(), get.port, get.https, get.path.as_str());
+        assert_eq!(to, ("127.0.0.1", address.port().into(), https, "/started?really"));
+        for (name, value) in
+            [("host", "the-pod"), ("x-colour", "green"), ("user-agent", "kube-lifecycle/1.36")]
+        {
+            let named = get.headers.iter().find(|header| header.name == name);
+            assert_eq!(named.map(|header| &*header.value), Some(value.as_bytes()), "{get:?}");
+        }
+    }
 }
 
 #[tokio::test]

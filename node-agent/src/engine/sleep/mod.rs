@@ -32,8 +32,8 @@ use super::preparation::{self, Preparation};
 use super::prepared::Prepared;
 use super::standby::{Rest, Standby};
 use super::wake::{WakeOutcome, WakeReason, Waking};
-use super::{hooks, images, netns};
-use crate::activator::{Gate, Listeners};
+use super::{images, netns, postponed};
+use crate::activator::{Gate, Leave, Listeners};
 use falling_asleep::Awake;
 use waking::until_it_listens;
 
@@ -106,6 +106,7 @@ impl Keeper<'_> {
                     self.container.thaw_failed((&e).into());
                     self.start_cold(&link, &e).await?;
                 }
+                self.run_due_hooks().await;
                 return self.attend(&mut link, orders).await;
             }
         };
@@ -138,6 +139,7 @@ impl Keeper<'_> {
             bed => {
                 if let Err(why) = bed {
                     self.container.note(format!("it stays awake: {why}"));
+                    self.run_due_hooks().await;
                     self.clear_rules(link.pid).await;
                 }
                 self.attend(&mut link, orders).await
@@ -187,7 +189,8 @@ impl Keeper<'_> {
         let asleep = freezer.as_ref().map_or(!thawed, Freezer::is_held);
         let gate = async {
             let alive = self.engine.tokens()?;
-            let mut gate = activator.gate(link.pid, &self.container.token, listeners, &alive).await?;
+            let leave = self.leaves_hooks();
+            let mut gate = activator.gate(link.pid, &self.container.token, listeners, &alive, leave).await?;
             if asleep {
                 gate.shut(node_addresses()).await?;
             }
@@ -200,6 +203,19 @@ impl Keeper<'_> {
         })?;
         self.container.update(|life| life.guarded = true);
         Ok(Bed { gate, freezer: freezer.map(Arc::new), asleep })
+    }
+
+    /// What becomes of kubelet's hooks while it sleeps.
+    fn leaves_hooks(&self) -> Leave {
+        let (engine, container) = (Arc::downgrade(self.engine), Arc::downgrade(self.container));
+        Arc::new(move |hook| {
+            let (engine, container) = (engine.upgrade(), container.upgrade());
+            Box::pin(async move {
+                if let (Some(engine), Some(container)) = (engine, container) {
+                    postponed::leave(&*engine.runtime, &container, hook).await;
+                }
+            })
+        })
     }
 }
 
@@ -218,7 +234,7 @@ impl Sleeper<'_> {
                 if let Some(waking) = cold {
                     until_it_listens(&mut gate, init, &Listeners::of(&prepared.images)).await?;
                     tokio::select! {
-                        () = hooks::postponed(&*keeper.engine.runtime, keeper.container) => {}
+                        () = postponed::run(&*keeper.engine.runtime, keeper.container) => {}
                         broken = gate.hold_others() => match broken? {},
                     }
                     gate.release()?;
@@ -255,6 +271,14 @@ impl Sleeper<'_> {
             Found::New => Some((SETTLED, Duration::ZERO)),
             Found::Asleep | Found::Awake => self.patience(),
         };
+        if found == Found::Awake {
+            // The rules are those of a gate that is shut still, if there are any such hooks.
+            tokio::select! {
+                () = self.keeper.run_due_hooks() => {}
+                broken = self.gate.hold_others() => match broken? {},
+            }
+            self.gate.release()?;
+        }
         loop {
             if asleep {
                 let Some(reason) = self.sleep(orders).await? else { return Ok(End::Ended) };
