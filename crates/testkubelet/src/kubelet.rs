@@ -8,8 +8,9 @@ use anyhow::{Context, Result, bail};
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
-    ContainerConfig, ContainerMetadata, ContainerStatus, ContainerStatusRequest, CreateContainerRequest,
-    ExecRequest, ExecSyncRequest, ImageSpec, PodSandboxConfig, PodSandboxStatusRequest, PullImageRequest,
+    ContainerConfig, ContainerFilter, ContainerMetadata, ContainerStatus, ContainerStatusRequest,
+    CreateContainerRequest, ExecRequest, ExecSyncRequest, ImageSpec, ListContainersRequest,
+    ListPodSandboxRequest, PodSandboxConfig, PodSandboxFilter, PodSandboxStatusRequest, PullImageRequest,
     RemoveContainerRequest, RemoveImageRequest, RemovePodSandboxRequest, RunPodSandboxRequest,
     StartContainerRequest, StatusRequest, StopContainerRequest, StopPodSandboxRequest,
 };
@@ -112,16 +113,39 @@ impl Kubelet {
             self.node.run("chmod", &["0777", &spec.tmp_dir()])?;
         }
         let mut runtime = self.runtime.clone();
-        let request = RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
+        let request = RunPodSandboxRequest { config: Some(config), runtime_handler: String::new() };
         let sandbox = runtime.run_pod_sandbox(request).await?.into_inner().pod_sandbox_id;
-        let status = runtime
-            .pod_sandbox_status(PodSandboxStatusRequest { pod_sandbox_id: sandbox.clone(), verbose: false })
-            .await?
-            .into_inner();
+        self.pod(spec, sandbox).await
+    }
+
+    /// The pod and its first container as an earlier kubelet has left them, found as kubelet finds them when it starts: by listing what
+    /// the runtime has.
+    ///
+    /// # Errors
+    /// The runtime's, or it has no such pod.
+    pub async fn adopt(&self, spec: PodSpec) -> Result<Container> {
+        let mut runtime = self.runtime.clone();
+        let of_pod = [("io.kubernetes.pod.uid".to_owned(), spec.uid())];
+        let filter = PodSandboxFilter { label_selector: of_pod.into(), ..Default::default() };
+        let request = ListPodSandboxRequest { filter: Some(filter) };
+        let sandboxes = runtime.list_pod_sandbox(request).await?.into_inner().items;
+        let sandbox = sandboxes.first().with_context(|| format!("there is no sandbox of {}", spec.name))?;
+        let pod = self.pod(spec, sandbox.id.clone()).await?;
+        let filter = ContainerFilter { pod_sandbox_id: pod.sandbox.clone(), ..Default::default() };
+        let request = ListContainersRequest { filter: Some(filter) };
+        let containers = runtime.list_containers(request).await?.into_inner().containers;
+        let container = containers.first().with_context(|| format!("{} has no container", pod.spec.name))?;
+        Ok(Container { pod, id: container.id.clone() })
+    }
+
+    /// A pod whose sandbox is there.
+    async fn pod(&self, spec: PodSpec, sandbox: String) -> Result<Pod> {
+        let request = PodSandboxStatusRequest { pod_sandbox_id: sandbox.clone(), verbose: false };
+        let status = self.runtime.clone().pod_sandbox_status(request).await?.into_inner();
         let ip = status.status.and_then(|s| s.network).map(|n| n.ip).unwrap_or_default();
         let ip = if spec.host_network { "127.0.0.1" } else { &ip };
         let ip = ip.parse().with_context(|| format!("sandbox of {} has no address: {ip:?}", spec.name))?;
-        Ok(Pod { kubelet: self.clone(), spec, config, sandbox, ip })
+        Ok(Pod { kubelet: self.clone(), config: spec.sandbox(), spec, sandbox, ip })
     }
 
     /// Makes and starts a pod; its image must have been pulled.

@@ -58,12 +58,22 @@ impl<'a> Stack<'a> {
     /// # Errors
     /// It does not come up.
     pub fn start_agent_that_crashes(&self, at: &str) -> Result<()> {
-        let program = format!("{}/node-agent", self.binaries);
+        self.start_agent_of(&self.binaries, &static_binary("woodfrog-pager"), at)
+    }
+
+    /// Starts the agent of another release: `release` is a directory of the node with `node-agent` and `woodfrog-pager`.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn start_agent_from(&self, release: &str) -> Result<()> {
+        self.start_agent_of(release, &format!("{release}/woodfrog-pager"), "never")
+    }
+
+    fn start_agent_of(&self, binaries: &str, pager: &str, crash_at: &str) -> Result<()> {
+        let program = format!("{binaries}/node-agent");
         let _ = std::fs::remove_file(self.node.path(AGENT_SOCKET));
-        let crash = format!("WOODFROG_CRASH_AT={at}");
-        let mut command = vec!["env", &crash, &program, "run"];
-        let pager = static_binary("woodfrog-pager");
-        command.extend(["--pager", &pager]);
+        let crash = format!("WOODFROG_CRASH_AT={crash_at}");
+        let mut command = vec!["env", &crash, &program, "run", "--pager", pager];
         command.extend(self.agent_arguments.iter().map(String::as_str));
         self.node.start(AGENT, &command)?;
         self.listening(AGENT, AGENT_SOCKET)
@@ -77,6 +87,20 @@ impl<'a> Stack<'a> {
         let program = format!("{}/node-agent", self.binaries);
         self.node.start(SHIM, &[&program, "cri-shim", "--init", &static_binary("woodfrog-init")])?;
         self.listening(SHIM, "/run/woodfrog/cri.sock")
+    }
+
+    /// Puts copies of agent and pager, which are other files with other contents, into a directory of the node, as another release.
+    ///
+    /// # Errors
+    /// There is no room.
+    pub fn place_release(&self, directory: &str) -> Result<()> {
+        let (binaries, pager) = (&self.binaries, static_binary("woodfrog-pager"));
+        let place = format!(
+            "mkdir -p {directory} && cp {binaries}/node-agent {pager} {directory} && \
+             for program in {directory}/*; do echo another release >> $program; done"
+        );
+        self.node.run("sh", &["-ec", &place])?;
+        Ok(())
     }
 
     /// Kills the agent as a crash would, and waits for its end.

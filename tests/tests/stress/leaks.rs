@@ -25,7 +25,7 @@ pub(crate) struct Holdings {
     /// Of the agent.
     descriptors: usize,
     mounts: usize,
-    /// Below `/run/woodfrog`.
+    /// Below `/run/woodfrog`, and saved states.
     files: usize,
     /// In the pods' network namespaces, all rules of the mangle tables.
     rules: Vec<String>,
@@ -58,7 +58,7 @@ impl Holdings {
             cgroups: count(node, "find /sys/fs/cgroup -type d")?,
             descriptors: fs::read_dir(format!("/proc/{agent}/fd"))?.count(),
             mounts: fs::read_to_string(format!("/proc/{agent}/mounts"))?.lines().count(),
-            files: count(node, "find /run/woodfrog")?,
+            files: count(node, "find /run/woodfrog /var/lib/woodfrog/saves")?,
             rules,
             of_inits,
         })

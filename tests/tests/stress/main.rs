@@ -13,6 +13,7 @@ mod packets;
 mod requests;
 mod restarts;
 mod traffic;
+mod upgrade;
 
 /// A number from the environment, or this one.
 fn number(variable: &str, default: usize) -> usize {

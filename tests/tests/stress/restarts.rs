@@ -1,21 +1,24 @@
-//! What restarts around pods that sleep or are awake: the agent, the shim, containerd.
+//! What restarts around pods that sleep or are awake: the agent, the shim, containerd, kubelet.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use k8s_cri::v1::ContainerState;
 use rustix::process::Signal;
 use woodfrog_testkubelet::http::PORT;
 use woodfrog_testkubelet::stack::{AGENT, SHIM};
-use woodfrog_testkubelet::{Container, PodSpec};
+use woodfrog_testkubelet::{Container, Kubelet, PodSpec};
 use woodfrog_testnode::App;
-use woodfrog_tests::{World, in_world, standby};
+use woodfrog_tests::{STARTUP, World, in_world, standby};
 
 use crate::requests::PYTHON;
 use crate::traffic::{Kept, get, on_node, wait};
 
 const CONTAINERD: &str = "containerd";
 const IDLE: &str = "300ms";
+/// A command that takes longer than anybody waits for.
+const SILENCE: &str = "import time; time.sleep(600)";
 
 #[test]
 fn node_pods_wake_and_stay_awake_through_restarts_of_agent_shim_and_containerd() {
@@ -80,6 +83,77 @@ fn node_containers_of_one_pod_sleep_and_wake_each_for_itself_also_after_restarts
             ensure!(world.ps(container)?["generation"] == 1, "thawed once: {}", world.ps(container)?);
         }
         pod.remove().await
+    });
+}
+
+#[test]
+fn node_a_kubelet_that_is_started_again_finds_its_pods_asleep_and_awake_as_they_were() {
+    in_world("stress-kubelet", &[App::Cpython], async |world| {
+        let image = image(world, "kubelet", PORT).await?;
+        let specs = [("asleep", "Dormant"), ("awake", "Dormant"), ("frozen", "Frozen"), ("half", "Dormant")]
+            .map(|(name, rest)| standby(name, &image, rest, Some(IDLE)));
+        let [asleep, awake, frozen, half] = specs;
+
+        // A kubelet that can end in the middle of what it does: all of its connections are of this runtime.
+        let process = tokio::runtime::Runtime::new()?;
+        let (node, socket) = (world.node.clone(), world.stack.cri_socket());
+        let earlier = process.spawn(async move { Kubelet::connect(&node, &socket).await }).await??;
+        let mut containers = Vec::new();
+        for spec in [&asleep, &awake, &frozen] {
+            let (kubelet, spec) = (earlier.clone(), spec.clone());
+            containers.push(process.spawn(async move { kubelet.run(spec).await }).await??);
+        }
+        let mut kept = Kept::connect(world, containers[1].ip())?;
+        kept.get("/")?;
+        world.until(&containers[2], "frozen").await?;
+        let before = [world.ps(&containers[1])?, world.ps(&containers[2])?];
+        let (kubelet, spec) = (earlier.clone(), half.clone());
+        let created = process.spawn(async move { kubelet.sandbox(spec).await?.create().await }).await??;
+        let starting = process.spawn(async move { created.start().await });
+        let visited = containers[1].clone();
+        let visit = process.spawn(async move { visited.exec(&["python3.14", "-c", SILENCE]).await });
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let ids: Vec<String> = containers.drain(..).map(|container| container.id.clone()).collect();
+        drop(earlier);
+        process.shutdown_background();
+        ensure!(starting.await.is_err() || visit.await.is_err(), "it has ended in the middle of something");
+        kept.get("/")?;
+
+        // What it was about to do it does again, as kubelet does.
+        let mut adopted = world.kubelet.adopt(half).await?;
+        let deadline = Instant::now() + STARTUP;
+        loop {
+            match adopted.status().await?.state() {
+                ContainerState::ContainerRunning => break,
+                // A start that is cut off is one that failed.
+                ContainerState::ContainerExited => adopted = adopted.replace(&image).await?,
+                // The runtime may be about to start it still.
+                _ => drop(adopted.start().await),
+            }
+            ensure!(Instant::now() < deadline, "it does not start");
+        }
+        let mut found = Vec::new();
+        for (spec, id) in [asleep, awake, frozen].into_iter().zip(ids) {
+            let container = world.kubelet.adopt(spec).await?;
+            ensure!(container.id == id, "{} is another container", container.pod_name());
+            ensure!(container.status().await?.state() == ContainerState::ContainerRunning);
+            found.push(container);
+        }
+        kept.get("/")?;
+        let after = [world.ps(&found[1])?, world.ps(&found[2])?];
+        for (before, after) in before.iter().zip(&after) {
+            ensure!(before["pid"] == after["pid"] && before["generation"] == after["generation"], "{after}");
+        }
+        found.push(adopted);
+        for container in [&found[0], &found[2], &found[3]] {
+            on_node(world, || get(container.ip(), "/")).with_context(|| world.log(container))?;
+            ensure!(world.ps(container)?["generation"] == 1, "{}", world.ps(container)?);
+        }
+        ensure!(found[1].exec(&["true"]).await?.0 == 0);
+        for container in found {
+            container.remove().await?;
+        }
+        Ok(())
     });
 }
 

@@ -13,6 +13,18 @@ pub(crate) fn on_node<T: Send>(world: &World<'_>, work: impl FnOnce() -> Result<
     world.node.in_network(work)?
 }
 
+/// How many SYNs clients on the node had to send again: none but those that were dropped on their way.
+pub(crate) fn syns_again(world: &World<'_>) -> Result<u64> {
+    on_node(world, || {
+        let text = std::fs::read_to_string("/proc/thread-self/net/netstat")?;
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt: "));
+        let (names, values) = (lines.next().context("TcpExt")?, lines.next().context("its values")?);
+        let mut pairs = names.split(' ').zip(values.split(' '));
+        let (_, value) = pairs.find(|(name, _)| *name == "TCPSynRetrans").context("TCPSynRetrans")?;
+        Ok(value.parse()?)
+    })
+}
+
 /// A connection to a pod, which is given time.
 pub(crate) fn connect(address: SocketAddr) -> Result<TcpStream> {
     let stream = TcpStream::connect_timeout(&address, STARTUP).context("connect")?;
@@ -22,6 +34,11 @@ pub(crate) fn connect(address: SocketAddr) -> Result<TcpStream> {
 
 /// The body of `GET path` on a connection of its own, asked exactly once.
 pub(crate) fn get(ip: IpAddr, path: &str) -> Result<String> {
+    Ok(get_from(SocketAddr::new(ip, PORT), path)?.0)
+}
+
+/// The same, and the client's end of the connection.
+pub(crate) fn get_and_from(ip: IpAddr, path: &str) -> Result<(String, SocketAddr)> {
     get_from(SocketAddr::new(ip, PORT), path)
 }
 
@@ -31,20 +48,21 @@ pub(crate) fn wait(address: SocketAddr) -> Result<String> {
     loop {
         match get_from(address, "/") {
             Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
-            answer => return answer,
+            answer => return Ok(answer?.0),
         }
     }
 }
 
-fn get_from(address: SocketAddr, path: &str) -> Result<String> {
+fn get_from(address: SocketAddr, path: &str) -> Result<(String, SocketAddr)> {
     let mut stream = connect(address)?;
+    let from = stream.local_addr()?;
     write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let (head, body) =
         answer.split_once("\r\n\r\n").with_context(|| format!("half an answer: {answer:?}"))?;
     ensure!(head.contains(" 200 "), "{answer:?}");
-    Ok(body.trim().to_owned())
+    Ok((body.trim().to_owned(), from))
 }
 
 /// A connection that is kept between requests, to a server that tells the length of its answers.
