@@ -222,6 +222,18 @@ impl Gate {
         }
     }
 
+    /// Whether somebody waits already, who is to be let in with all others.
+    ///
+    /// # Errors
+    /// The queue broke.
+    pub async fn is_awaited(&mut self) -> io::Result<bool> {
+        tokio::select! {
+            biased;
+            knock = self.knock() => knock.map(|_| true),
+            () = std::future::ready(()) => Ok(false),
+        }
+    }
+
     /// Holds whatever comes. Cancel-safe.
     ///
     /// # Errors

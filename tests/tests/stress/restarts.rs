@@ -177,6 +177,7 @@ async fn image(world: &World<'_>, tag: &str, port: u16) -> Result<String> {
     world.kubelet.pull(&spec.image).await?;
     let warm = world.kubelet.run(spec.managed()).await?;
     on_node(world, || wait(SocketAddr::new(warm.ip(), port)))?;
+    world.until(&warm, "cold").await?;
     let image = world.image(App::Cpython, tag);
     world.freeze(&warm, &image)?;
     warm.remove().await?;

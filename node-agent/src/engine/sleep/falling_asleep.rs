@@ -65,7 +65,7 @@ impl Sleeper<'_> {
             gate.shut(node_addresses()).await.map_err(io::Error::other)?;
             let life = keeper.container.life();
             let wanted = || Ok::<_, io::Error>(watch.look(gate.probes)?.is_some() || watch.has_guests()?);
-            if life.freezing || life.kept_awake || block_in_place(wanted)? {
+            if life.freezing || life.kept_awake || block_in_place(wanted)? || self.gate.is_awaited().await? {
                 continue;
             }
             match self.fall_asleep(&format!("nothing to do for {timeout:?}")).await? {
