@@ -51,6 +51,10 @@ impl Exchange {
 
     /// Acknowledges the notification that CRIU waits at, if any, and waits for what comes next.
     pub(crate) async fn next(&mut self) -> Result<Heard, CriuError> {
+        if self.owed {
+            // Before its first stage CRIU makes no process; those that it makes are to be born in its cgroups.
+            self.moved().await?;
+        }
         self.answer(true).await?;
         let operation = self.operation;
         let received =
@@ -70,6 +74,12 @@ impl Exchange {
         let log = self.worker.log();
         let message = response.message.as_deref();
         Err(CriuError::failed(operation, response.errno, message, &log, self.worker.container()))
+    }
+
+    /// Waits until the worker is in its cgroups.
+    pub(crate) async fn moved(&mut self) -> Result<(), CriuError> {
+        let operation = self.operation;
+        self.worker.moved().await.map_err(|source| CriuError::Worker { operation, source })
     }
 
     /// Refuses the notification that CRIU waits at, and waits until it has undone everything and ended.

@@ -130,6 +130,14 @@ impl Restore {
         }
     }
 
+    /// Lets CRIU go on until [`RestoreStage::PreRestore`], and leaves it there, in all its cgroups: it has read the images, and made no process.
+    pub async fn before_tasks(&mut self) -> Result<(), CriuError> {
+        match self.next().await? {
+            Some(RestoreStage::PreRestore) => self.exchange.moved().await,
+            _ => Err(CriuError::unexpected(Operation::Restore, "it did not begin with pre-restore")),
+        }
+    }
+
     /// Lets CRIU go on until [`RestoreStage::PostRestore`], and leaves it there; the PID of the root task in the
     /// container.
     pub async fn restored(&mut self) -> Result<i32, CriuError> {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::Interest;
+use tokio::task::{JoinHandle, spawn_blocking};
 use woodfrog_sys::process::{Child, HELPER_PIDS, Place, Program, SpawnError, Waiting};
 use woodfrog_sys::ready::Ready;
 
@@ -20,18 +21,23 @@ const EXPIRY: Duration = Duration::from_secs(60);
 pub struct Seat {
     waiting: Arc<Mutex<Option<Waiting>>>,
     container: Arc<OwnedFd>,
+    moved: Option<Moved>,
 }
+
+/// The move into cgroups of version 1.
+pub(crate) type Moved = JoinHandle<Result<(), SpawnError>>;
 
 impl Seat {
     /// Enters a container, given as a pidfd of its PID 1, and its cgroups, one directory for each hierarchy. Takes a
-    /// millisecond, or up to 30 where v1 cgroups are entered.
+    /// millisecond; cgroups of version 1, which may take 30 more, are entered afterwards, before CRIU makes its first task.
     pub async fn take(container: Arc<OwnedFd>, cgroups: Vec<OwnedFd>) -> Result<Self, WorkerError> {
         let pid1 = container.clone();
-        let entered = tokio::task::spawn_blocking(move || {
+        let entered = spawn_blocking(move || {
             let place = Place::default().inside(pid1.as_fd(), HELPER_PIDS);
-            cgroups.iter().fold(place, |place, directory| place.cgroup(directory.as_fd())).enter()
+            cgroups.iter().fold(place, |place, directory| place.cgroup(directory.as_fd())).begin()
         });
-        let waiting = entered.await.map_err(io::Error::other)??;
+        let (waiting, left) = entered.await.map_err(io::Error::other)??;
+        let moved = spawn_blocking(move || left.finish());
         let pidfd = Ready::new(waiting.pidfd()?, Interest::READABLE)?;
         let waiting = Arc::new(Mutex::new(Some(waiting)));
         let slot = waiting.clone();
@@ -39,13 +45,16 @@ impl Seat {
             let _ = tokio::time::timeout(EXPIRY, pidfd.when(Interest::READABLE, |_| Ok(()))).await;
             drop(empty(&slot));
         });
-        Ok(Self { waiting, container })
+        Ok(Self { waiting, container, moved: Some(moved) })
     }
 
-    /// Starts a program there; with it, PID 1 of the container. Blocks.
-    pub(crate) fn run(&self, program: &Program<'_>) -> Result<(Child, Arc<OwnedFd>), SpawnError> {
+    /// Starts a program there; with it, PID 1 of the container, and what is still to be waited for. Blocks.
+    pub(crate) fn run(
+        mut self,
+        program: &Program<'_>,
+    ) -> Result<(Child, Arc<OwnedFd>, Option<Moved>), SpawnError> {
         let waiting = empty(&self.waiting).ok_or(SpawnError::Gone)?;
-        Ok((waiting.run(program)?, self.container.clone()))
+        Ok((waiting.run(program)?, self.container.clone(), self.moved.take()))
     }
 }
 

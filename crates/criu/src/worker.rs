@@ -21,7 +21,7 @@ use woodfrog_sys::process::{Child, HELPER_PIDS, Place, Program, SpawnError};
 use woodfrog_sys::ready::Ready;
 
 use crate::rpc::{Request, Response};
-use crate::seat::Seat;
+use crate::seat::{Moved, Seat};
 use crate::toolchain::Toolchain;
 
 /// CRIU's log in the work directory.
@@ -106,11 +106,12 @@ impl Setup {
         Given(FIRST_GIVEN + self.descriptors.len() as RawFd - 1)
     }
 
-    /// Blocks; returns our end of the socket, the process, and PID 1 of its container.
+    /// Blocks; returns our end of the socket, the process, PID 1 of its container, and its move into its cgroups.
+    #[expect(clippy::type_complexity, reason = "used once, at once")]
     fn start(
         &mut self,
         toolchain: &Toolchain,
-    ) -> Result<(OwnedFd, Child, Option<Arc<OwnedFd>>), WorkerError> {
+    ) -> Result<(OwnedFd, Child, Option<Arc<OwnedFd>>, Option<Moved>), WorkerError> {
         let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
         // What CRIU says before it has opened its log goes there too; it opens the same file.
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::APPEND | OFlags::CLOEXEC;
@@ -154,18 +155,18 @@ impl Setup {
         if let Some((uid, gid)) = self.real_ids {
             program.real_ids(uid, gid);
         }
-        let (child, container) = match std::mem::replace(&mut self.place, Where::Here) {
-            Where::Here => (program.start(&Place::default())?, None),
+        let (child, container, moved) = match std::mem::replace(&mut self.place, Where::Here) {
+            Where::Here => (program.start(&Place::default())?, None, None),
             Where::Container(pid1) => {
                 let child = program.start(&Place::default().inside(pid1.as_fd(), HELPER_PIDS))?;
-                (child, Some(pid1))
+                (child, Some(pid1), None)
             }
             Where::Seat(seat) => {
-                let (child, pid1) = seat.run(&program)?;
-                (child, Some(pid1))
+                let (child, pid1, moved) = seat.run(&program)?;
+                (child, Some(pid1), moved)
             }
         };
-        Ok((ours, child, container))
+        Ok((ours, child, container, moved))
     }
 }
 
@@ -199,6 +200,7 @@ pub struct Worker {
     child: Option<Ready<Child>>,
     work: OwnedFd,
     container: Option<Arc<OwnedFd>>,
+    moved: Option<Moved>,
     pid: i32,
 }
 
@@ -206,14 +208,14 @@ impl Worker {
     /// Starts CRIU. Takes a few milliseconds.
     pub async fn spawn(toolchain: Arc<Toolchain>, mut setup: Setup) -> Result<Self, WorkerError> {
         let started = tokio::task::spawn_blocking(move || {
-            let (socket, child, container) = setup.start(&toolchain)?;
-            Ok::<_, WorkerError>((socket, child, setup.work, container))
+            let (socket, child, container, moved) = setup.start(&toolchain)?;
+            Ok::<_, WorkerError>((socket, child, setup.work, container, moved))
         });
-        let (socket, child, work, container) = started.await.map_err(io::Error::other)??;
+        let (socket, child, work, container, moved) = started.await.map_err(io::Error::other)??;
         let pid = child.pid();
         let child = Ready::new(child, Interest::READABLE)?;
         let socket = Ready::new(socket, Interest::READABLE | Interest::WRITABLE)?;
-        Ok(Self { socket, child: Some(child), work, container, pid })
+        Ok(Self { socket, child: Some(child), work, container, moved, pid })
     }
 
     /// Its PID on the node.
@@ -229,6 +231,14 @@ impl Worker {
     /// A pidfd of PID 1 of the container that it works for.
     pub(crate) fn container(&self) -> Option<BorrowedFd<'_>> {
         self.container.as_ref().map(|container| container.as_fd())
+    }
+
+    /// Waits until it is in its cgroups, all of them.
+    pub(crate) async fn moved(&mut self) -> Result<(), WorkerError> {
+        match self.moved.take() {
+            Some(moved) => Ok(moved.await.map_err(io::Error::other)??),
+            None => Ok(()),
+        }
     }
 
     /// What CRIU has written to its log so far.

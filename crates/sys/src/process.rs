@@ -13,8 +13,8 @@
 //!                 └─► ns_last_pid, ids, execveat ──► program
 //! ```
 //!
-//! To enter costs tens of milliseconds on a node with cgroup v1, so a place can be entered before it is known what is
-//! to run there. Whatever fails on the way is reported by a close-on-exec pipe as a step and an errno.
+//! To enter cgroups of version 1 costs up to tens of milliseconds, so a place can be entered before it is known what is
+//! to run there, and the move into them can go on beside what runs ([`Place::begin`]). Whatever fails on the way is reported by a close-on-exec pipe as a step and an errno.
 
 mod child;
 mod order;
@@ -23,7 +23,7 @@ use std::ffi::CString;
 use std::fs::File;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, FdFlags};
@@ -116,17 +116,31 @@ impl<'a> Place<'a> {
 
     /// Makes a process there, which waits to be told its program. Blocks.
     pub fn enter(&self) -> Result<Waiting, SpawnError> {
+        let (procs, unified) = open_cgroups(&self.cgroups)?;
+        self.make(&procs, unified)
+    }
+
+    /// As [`Place::enter`], but the cgroups of version 1 are entered by [`Move::finish`], which may go on while the program runs already.
+    /// Blocks for about a millisecond.
+    pub fn begin(&self) -> Result<(Waiting, Move), SpawnError> {
+        let (procs, unified) = open_cgroups(&self.cgroups)?;
+        let waiting = self.make(&[], unified)?;
+        let child = waiting.child.as_ref().ok_or(SpawnError::Gone)?;
+        let (pid, reaped) = (child.pid, child.reaped.clone());
+        Ok((waiting, Move { procs, pid, reaped }))
+    }
+
+    fn make(&self, procs: &[OwnedFd], unified: Option<BorrowedFd<'a>>) -> Result<Waiting, SpawnError> {
         // The child is sent its descriptors from 0 on; what it waits with must lie above them.
         let lift = |fd: OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, order::MAX_DESCRIPTORS as RawFd);
         let (gate, theirs) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
         let (theirs, write) = (lift(theirs)?, lift(write)?);
-        let (procs, unified) = open_cgroups(&self.cgroups)?;
         let plan = Plan {
             place: self.container.as_ref().map(|(pidfd, namespaces, _)| (*pidfd, namespaces.flags())),
             pids: self.container.as_ref().map(|(_, _, pids)| (*pids.start(), *pids.end())),
-            procs: procs.iter().map(AsRawFd::as_raw_fd).collect(),
+            procs,
             unified,
             gate: theirs.as_fd(),
             report: write.as_fd(),
@@ -135,7 +149,8 @@ impl<'a> Place<'a> {
         drop(write);
         let inside = self.container.as_ref().is_some_and(|(_, namespaces, _)| *namespaces == Namespaces::All);
         match (started, &self.container) {
-            (Some(child), _) => {
+            (Some(child::Cloned { pidfd, pid, pid_inside }), _) => {
+                let child = Child { pidfd, pid, pid_inside, reaped: Arc::default() };
                 Ok(Waiting { child: Some(child), gate: Some(gate), report: Some(read.into()), inside })
             }
             (None, container) => Err(match (child::Failure::read(read.into()), container) {
@@ -146,6 +161,34 @@ impl<'a> Place<'a> {
                 (_, _) => SpawnError::Gone,
             }),
         }
+    }
+}
+
+/// What [`Place::begin`] leaves to do. Without it the process stays in the caller's cgroups of version 1.
+#[derive(Debug)]
+pub struct Move {
+    procs: Vec<OwnedFd>,
+    pid: i32,
+    reaped: Arc<Mutex<bool>>,
+}
+
+impl Move {
+    /// Moves the process. Blocks: the kernel waits for RCU grace periods, up to 30 ms.
+    ///
+    /// # Errors
+    /// The process has ended, or the cgroup is gone.
+    pub fn finish(self) -> Result<(), SpawnError> {
+        // As long as this is held, its PID is no other's.
+        let reaped = self.reaped.lock().unwrap_or_else(PoisonError::into_inner);
+        if *reaped {
+            return Err(SpawnError::Gone);
+        }
+        let pid = self.pid.to_string();
+        for procs in &self.procs {
+            let failed = |errno| SpawnError::Step { step: Step::EnterCgroup, errno };
+            rustix::io::write(procs, pid.as_bytes()).map_err(failed)?;
+        }
+        Ok(())
     }
 }
 
@@ -291,6 +334,8 @@ pub struct Child {
     pidfd: OwnedFd,
     pid: i32,
     pid_inside: Option<i32>,
+    /// Locked while it is reaped, and while somebody needs its PID to be its own.
+    reaped: Arc<Mutex<bool>>,
 }
 
 impl Child {
@@ -307,18 +352,27 @@ impl Child {
     /// Waits until it has ended. Blocks.
     pub fn wait(&self) -> Result<WaitIdStatus, Errno> {
         loop {
-            match rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED) {
-                Ok(Some(status)) => return Ok(status),
-                Ok(None) | Err(Errno::INTR) => {}
+            match self.waitid(WaitIdOptions::NOWAIT) {
+                Ok(_) => {}
+                Err(Errno::INTR) => continue,
                 Err(errno) => return Err(errno),
+            }
+            if let Some(status) = self.try_wait()? {
+                return Ok(status);
             }
         }
     }
 
     /// Its status if it has ended. A status is had once; its pidfd becomes readable when there is one.
     pub fn try_wait(&self) -> Result<Option<WaitIdStatus>, Errno> {
-        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
-        rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), options)
+        let mut reaped = self.reaped.lock().unwrap_or_else(PoisonError::into_inner);
+        let status = self.waitid(WaitIdOptions::NOHANG)?;
+        *reaped |= status.is_some();
+        Ok(status)
+    }
+
+    fn waitid(&self, how: WaitIdOptions) -> Result<Option<WaitIdStatus>, Errno> {
+        rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED | how)
     }
 }
 

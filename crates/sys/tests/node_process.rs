@@ -90,7 +90,7 @@ impl Drop for Container {
 #[test]
 fn node_a_child_runs_in_the_namespaces_with_a_helpers_pid_and_is_ours_to_wait_for() {
     let Some(container) = Container::start() else { return };
-    let (output, status) = container.run("echo $$; cat /proc/1/comm; exit 3");
+    let (output, status) = container.run("echo $$; until grep -x sleep /proc/1/comm; do :; done; exit 3");
     assert_eq!(output, "299\nsleep\n");
     assert_eq!(status, 3);
 }
@@ -146,27 +146,62 @@ fn node_the_cursor_decides_the_next_pids() {
 fn node_a_child_starts_in_the_given_cgroups() {
     let Some(container) = Container::start() else { return };
     let name = format!("woodfrog-test-{}", std::process::id());
-    let roots = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup/freezer", "/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
-    let usable = |root: &&str| fs::exists(format!("{root}/cgroup.procs")).unwrap();
-    let directories: Vec<_> = roots
-        .into_iter()
-        .filter(usable)
-        .map(|root| CgroupDirectory::make(format!("{root}/{name}")))
-        .collect();
+    let directories = CgroupDirectory::make_all(&name);
     let opened: Vec<_> = directories.iter().map(|d| File::open(&d.0).unwrap()).collect();
     let how = How { cgroups: &opened, ..How::default() };
     let (output, _) = container.run_with("cat /proc/self/cgroup", &how);
-    assert!(!directories.is_empty());
     assert_eq!(output.matches(&name).count(), directories.len(), "{output}");
+}
+
+#[test]
+fn node_a_child_is_in_all_given_cgroups_when_its_move_has_ended() {
+    let Some(container) = Container::start() else { return };
+    let name = format!("woodfrog-test-move-{}", std::process::id());
+    let directories = CgroupDirectory::make_all(&name);
+    let opened: Vec<_> = directories.iter().map(|d| File::open(&d.0).unwrap()).collect();
+    let place = Place::default().inside(container.pidfd.as_fd(), HELPER_PIDS);
+    let place = opened.iter().fold(place, |place, cgroup| place.cgroup(cgroup.as_fd()));
+    let (waiting, left) = place.begin().unwrap();
+    let (sleep, null) = (File::open("/bin/sleep").unwrap(), File::open("/dev/null").unwrap());
+    let mut program = Program::new(sleep.as_fd(), [null.as_fd(); 3]);
+    program.argument(c"sleep".to_owned()).argument(c"600".to_owned());
+    let child = waiting.run(&program).unwrap();
+    left.finish().unwrap();
+    let cgroups = fs::read_to_string(format!("/proc/{}/cgroup", child.pid())).unwrap();
+    assert_eq!(cgroups.matches(&name).count(), directories.len(), "{cgroups}");
+    rustix::process::pidfd_send_signal(&child, rustix::process::Signal::KILL).unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn node_the_move_of_a_child_that_was_reaped_moves_nobody() {
+    let directories = CgroupDirectory::make_all(&format!("woodfrog-test-gone-{}", std::process::id()));
+    let Some(container) = Container::start() else { return };
+    let opened: Vec<_> = directories.iter().map(|d| File::open(&d.0).unwrap()).collect();
+    let place = Place::default().inside(container.pidfd.as_fd(), HELPER_PIDS);
+    let place = opened.iter().fold(place, |place, cgroup| place.cgroup(cgroup.as_fd()));
+    let (waiting, left) = place.begin().unwrap();
+    drop(waiting);
+    assert!(matches!(left.finish().unwrap_err(), SpawnError::Gone));
 }
 
 /// A cgroup removed on drop.
 struct CgroupDirectory(PathBuf);
 
 impl CgroupDirectory {
-    fn make(path: String) -> Self {
-        fs::create_dir(&path).unwrap();
-        Self(path.into())
+    /// One of that name in each of some hierarchies.
+    fn make_all(name: &str) -> Vec<Self> {
+        let roots =
+            ["/sys/fs/cgroup/pids", "/sys/fs/cgroup/freezer", "/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
+        let usable = |root: &&str| fs::exists(format!("{root}/cgroup.procs")).unwrap();
+        let make = |root: &str| {
+            let path = format!("{root}/{name}");
+            fs::create_dir(&path).unwrap();
+            Self(path.into())
+        };
+        let made: Vec<_> = roots.into_iter().filter(usable).map(make).collect();
+        assert!(!made.is_empty());
+        made
     }
 }
 

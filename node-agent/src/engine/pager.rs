@@ -27,7 +27,7 @@ use woodfrog_sys::process::{Child, Place, Program, Waiting};
 use woodfrog_sys::userfault;
 
 use super::page_store::Stored;
-use super::prepared::Prepared;
+use super::preparation::Image;
 use super::thaw::{ThawError, failed};
 use super::{cgroups, standing, working_sets};
 
@@ -108,6 +108,29 @@ pub struct Sharing {
     pub standing: PathBuf,
 }
 
+/// What a pager is to bring.
+#[derive(Debug)]
+pub struct Planned {
+    plan: Plan,
+    /// Where CRIU connects to, which may be before the pager runs.
+    listener: UnixListener,
+}
+
+impl Planned {
+    /// What of an image can come later, what is `wanted` first of it first; if that is not known well, the pager finds out more. `work` is to be
+    /// CRIU's work directory. None if the image has nothing that can.
+    ///
+    /// # Errors
+    /// The directory cannot be written to.
+    pub fn new(images: &Checkpoint, wanted: WorkingSet, share: bool, work: &Path) -> io::Result<Option<Self>> {
+        let plan = plan(images, wanted, share);
+        if plan.processes.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(Self { plan, listener: UnixListener::bind(work.join(SOCKET))? }))
+    }
+}
+
 /// A pager that waits for CRIU, or serves already. If this is dropped before the init has its end of the socket, the pager
 /// ends; it is reaped in any case.
 #[derive(Debug)]
@@ -125,28 +148,17 @@ struct Running {
 }
 
 impl Pager {
-    /// Starts a pager in a place with the container's cgroups; `work` is to be CRIU's work directory. What is `wanted` first is
-    /// brought first; if that is not known well, the pager finds out more. None if the image has nothing that can come later.
+    /// Starts a pager in a place with the container's cgroups.
     ///
     /// # Errors
     /// The process cannot be started.
     pub async fn start(
         program: Arc<PagerProgram>,
         place: Waiting,
-        prepared: Arc<Prepared>,
-        wanted: WorkingSet,
-        sharing: Option<Sharing>,
-        work: PathBuf,
+        image: Arc<Image>,
     ) -> Result<Option<Self>, ThawError> {
-        spawn_blocking(move || {
-            let plan = plan(&prepared.images, wanted, sharing.is_some());
-            if plan.processes.is_empty() {
-                return Ok(None);
-            }
-            start(&program, place, &plan, prepared.directory(), sharing.as_ref(), &work).map(Some)
-        })
-        .await?
-        .map_err(failed("start the pager"))
+        let start = move || image.planned.as_ref().map(|planned| start(&program, place, planned, &image)).transpose();
+        spawn_blocking(start).await?.map_err(failed("start the pager"))
     }
 
     /// Waits until the threads may run. CRIU must have mapped everything.
@@ -205,15 +217,9 @@ impl Drop for Pager {
     }
 }
 
-fn start(
-    program: &PagerProgram,
-    place: Waiting,
-    plan: &Plan,
-    pages: BorrowedFd<'_>,
-    sharing: Option<&Sharing>,
-    work: &Path,
-) -> io::Result<Pager> {
-    let listener = UnixListener::bind(work.join(SOCKET))?;
+fn start(program: &PagerProgram, place: Waiting, planned: &Planned, image: &Image) -> io::Result<Pager> {
+    let Planned { plan, listener } = planned;
+    let (pages, sharing) = (image.prepared.directory(), image.sharing.as_ref());
     let (ours, theirs) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     let mut file = File::from(rustix::fs::memfd_create("woodfrog-plan", MemfdFlags::CLOEXEC)?);

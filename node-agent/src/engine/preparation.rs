@@ -7,15 +7,15 @@ use std::sync::Arc;
 use rustix::process::{Pid, PidfdFlags};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio_util::task::AbortOnDropHandle;
 use woodfrog_criu::Seat;
 use woodfrog_image::MemoryMode;
 use woodfrog_protocol::pager::WorkingSet;
-use woodfrog_sys::process::{Place, Waiting};
+use woodfrog_sys::process::{Place, SpawnError, Waiting};
 
 use super::container::Container;
-use super::pager::{self, Pager, Sharing};
+use super::pager::{self, Pager, Planned, Sharing};
 use super::prepared::Prepared;
 use super::thaw::{ThawError, failed};
 use super::{Engine, cgroups, images, standby};
@@ -24,7 +24,8 @@ use super::{Engine, cgroups, images, standby};
 #[derive(Debug)]
 pub struct Preparation {
     image: oneshot::Receiver<Arc<Image>>,
-    work: AbortOnDropHandle<Result<Entered, ThawError>>,
+    seat: oneshot::Receiver<(i32, Seat)>,
+    pager: AbortOnDropHandle<Result<Option<Pager>, ThawError>>,
     init: Option<oneshot::Sender<i32>>,
     /// It is of a state that was saved, not of an image.
     pub saved: bool,
@@ -37,18 +38,10 @@ pub struct Image {
     pub prepared: Arc<Prepared>,
     /// Its memory, if the container is to share it.
     pub sharing: Option<Sharing>,
+    /// What of its memory comes later; none if nothing does, or the node has no pager.
+    pub planned: Option<Planned>,
     /// For CRIU: `work` is its work directory.
     pub scratch: TempDir,
-}
-
-/// What is in the container's cgroups.
-#[derive(Debug)]
-pub struct Entered {
-    /// A process in the namespaces and cgroups of the init.
-    pub seat: Seat,
-    /// Brings memory later; none if the node cannot, or the image has nothing for it.
-    pub pager: Option<Pager>,
-    init: i32,
 }
 
 impl Preparation {
@@ -81,17 +74,23 @@ impl Preparation {
         taken: impl Future<Output = Result<Taken, ThawError>> + Send + 'static,
     ) -> Self {
         let engine = engine.clone();
-        let (tell, told) = oneshot::channel();
-        let work = tokio::spawn(async move {
+        let ((tell, image_told), (give, seat_given)) = (oneshot::channel(), oneshot::channel());
+        let pager = tokio::spawn(async move {
             let image = async {
                 let image = Arc::new(image.await?);
                 let _ = tell.send(image.clone());
-                Ok(image)
+                Ok::<_, ThawError>(image)
             };
-            let (image, taken) = tokio::try_join!(image, taken)?;
-            enter(&engine, &image, taken).await
+            let place = async {
+                let Taken { init, seat, pager } = taken.await?;
+                let _ = give.send((init, seat));
+                Ok(pager)
+            };
+            let (image, place) = tokio::try_join!(image, place)?;
+            start_pager(&engine, &image, place).await
         });
-        Self { image: told, work: AbortOnDropHandle::new(work), init: None, saved: false }
+        let pager = AbortOnDropHandle::new(pager);
+        Self { image: image_told, seat: seat_given, pager, init: None, saved: false }
     }
 
     /// The image, for the init that has connected: process `init`.
@@ -101,21 +100,44 @@ impl Preparation {
     pub async fn image(&mut self, init: i32) -> Result<Arc<Image>, ThawError> {
         // An error means that the runtime has told before.
         self.init.take().map(|connected| connected.send(init));
-        if let Ok(image) = (&mut self.image).await {
-            return Ok(image);
+        match (&mut self.image).await {
+            Ok(image) => Ok(image),
+            Err(_) => Err(self.failure("read the image").await),
         }
-        (&mut self.work).await?.and_then(|_| Err(failed("read the image")(io::ErrorKind::BrokenPipe.into())))
     }
 
-    /// What was made for process `init`.
+    /// A seat beside process `init`.
     ///
     /// # Errors
     /// The container cannot be entered.
-    pub async fn complete(self, engine: &Engine, init: i32, image: &Image) -> Result<Entered, ThawError> {
-        match self.work.await?? {
-            entered if entered.init == init => Ok(entered),
+    pub async fn seat(&mut self, engine: &Arc<Engine>, init: i32, image: &Arc<Image>) -> Result<Seat, ThawError> {
+        match (&mut self.seat).await {
+            Ok((of, seat)) if of == init => Ok(seat),
             // The runtime told of another process.
-            _ => enter(engine, image, take(engine, init).await?).await,
+            Ok(_) => {
+                let Taken { seat, pager, .. } = take(engine, init).await?;
+                let (engine, image) = (engine.clone(), image.clone());
+                let pager = tokio::spawn(async move { start_pager(&engine, &image, pager).await });
+                self.pager = AbortOnDropHandle::new(pager);
+                Ok(seat)
+            }
+            Err(_) => Err(self.failure("take a seat").await),
+        }
+    }
+
+    /// What brings memory later, beside the seat; none if the node cannot, or the image has nothing for it.
+    ///
+    /// # Errors
+    /// The container's cgroups cannot be entered.
+    pub async fn pager(self) -> Result<Option<Pager>, ThawError> {
+        self.pager.await?
+    }
+
+    async fn failure(&mut self, action: &str) -> ThawError {
+        match (&mut self.pager).await {
+            Ok(Err(e)) => e,
+            Err(e) => e.into(),
+            Ok(Ok(_)) => failed(action)(io::ErrorKind::BrokenPipe.into()),
         }
     }
 }
@@ -129,8 +151,17 @@ impl Image {
         let sharing = sharing(engine, container, &prepared).await?;
         let scratch =
             tempfile::tempdir_in(&engine.dirs.scratch).map_err(failed("make a scratch directory"))?;
-        std::fs::create_dir(scratch.path().join(WORK)).map_err(failed("make a scratch directory"))?;
-        Ok(Self { prepared, sharing, scratch })
+        let work = scratch.path().join(WORK);
+        std::fs::create_dir(&work).map_err(failed("make a scratch directory"))?;
+        let planned = match &engine.pager {
+            Some(_) => {
+                let wanted = engine.working_sets.get(&prepared.digest);
+                Planned::new(&prepared.images, wanted, sharing.is_some(), &work)
+            }
+            None => Ok(None),
+        };
+        let planned = planned.map_err(failed("plan which memory comes later"))?;
+        Ok(Self { prepared, sharing, planned, scratch })
     }
 }
 
@@ -141,7 +172,8 @@ const WORK: &str = "work";
 struct Taken {
     init: i32,
     seat: Seat,
-    pager: Option<Waiting>,
+    /// In the container's cgroups, before long.
+    pager: Option<JoinHandle<Result<Waiting, SpawnError>>>,
 }
 
 /// The image's memory in the page store, if the pod or the image asks for that and it can be had. The first time this takes as long as reading it.
@@ -195,34 +227,25 @@ async fn pid1(
 }
 
 async fn take(engine: &Engine, init: i32) -> Result<Taken, ThawError> {
-    let pidfd = Arc::new(open_pidfd(init)?);
     let cgroups = || cgroups::of(init).map_err(failed("open the container's cgroups"));
-    let seat = async { Ok::<_, ThawError>(Seat::take(pidfd, cgroups()?).await?) };
-    let pager = async {
-        if engine.pager.is_none() {
-            return Ok(None);
-        }
-        let cgroups = cgroups()?;
-        let entered = spawn_blocking(move || {
-            cgroups.iter().fold(Place::default(), |place, directory| place.cgroup(directory.as_fd())).enter()
-        });
-        Ok(Some(entered.await?.map_err(|e| failed("enter the container's cgroups")(io::Error::other(e)))?))
-    };
-    let (seat, pager) = tokio::try_join!(seat, pager)?;
+    let seat = Seat::take(Arc::new(open_pidfd(init)?), cgroups()?).await?;
+    let groups = engine.pager.as_ref().map(|_| cgroups()).transpose()?;
+    let pager = groups.map(|groups| {
+        spawn_blocking(move || {
+            groups.iter().fold(Place::default(), |place, directory| place.cgroup(directory.as_fd())).enter()
+        })
+    });
     Ok(Taken { init, seat, pager })
 }
 
-async fn enter(engine: &Engine, image: &Image, taken: Taken) -> Result<Entered, ThawError> {
-    let Taken { init, seat, pager } = taken;
-    let pager = match (&engine.pager, pager) {
-        (Some(program), Some(place)) => {
-            let Image { prepared, sharing, scratch } = image;
-            let (wanted, work) = (engine.working_sets.get(&prepared.digest), scratch.path().join(WORK));
-            Pager::start(program.clone(), place, prepared.clone(), wanted, sharing.clone(), work).await?
-        }
-        _ => None,
-    };
-    Ok(Entered { seat, pager, init })
+async fn start_pager(
+    engine: &Engine,
+    image: &Arc<Image>,
+    place: Option<JoinHandle<Result<Waiting, SpawnError>>>,
+) -> Result<Option<Pager>, ThawError> {
+    let (Some(program), Some(place)) = (&engine.pager, place) else { return Ok(None) };
+    let place = place.await?.map_err(|e| failed("enter the container's cgroups")(io::Error::other(e)))?;
+    Pager::start(program.clone(), place, image.clone()).await
 }
 
 fn open_pidfd(pid: i32) -> Result<OwnedFd, ThawError> {

@@ -41,7 +41,7 @@ use super::link::{Link, LinkError};
 use super::page_store::Stored;
 use super::pager::Pager;
 use super::phases::{Stopwatch, monotonic_us};
-use super::preparation::{Entered, Image, Preparation};
+use super::preparation::{Image, Preparation};
 use super::prepared::{PrepareError, Prepared};
 use super::restore_json::{self, Identity, RestoreFile};
 use super::runtime::{Runtime, RuntimeError};
@@ -210,14 +210,14 @@ async fn attempt(
     let mut watch = Stopwatch::start("thaw");
     let late = |_| failed("prepare a thaw in time")(io::ErrorKind::TimedOut.into());
     let image = timeout(PREPARED_WITHIN, preparation.image(link.pid)).await.map_err(late)??;
-    let entered = async {
-        let entered = timeout(PREPARED_WITHIN, preparation.complete(engine, link.pid, &image)).await;
+    let seated = async {
+        let seat = timeout(PREPARED_WITHIN, preparation.seat(engine, link.pid, &image)).await;
         watch.lap("prepare");
-        entered.map_err(late)?
+        seat.map_err(late)?
     };
     // Both to their ends: nobody may start the command while volumes are laid out.
-    let (entered, checked) = tokio::join!(entered, check(container, link.pid, &image));
-    let (Entered { seat, mut pager, .. }, checked) = (entered?, checked?);
+    let (seat, checked) = tokio::join!(seated, check(container, link.pid, &image));
+    let (seat, checked) = (seat?, checked?);
     let Checked { laid_out, addresses, handed: Handed { images, work, shared } } = checked;
     let prepared = &image.prepared;
     let shares_memory = !shared.is_empty();
@@ -228,7 +228,7 @@ async fn attempt(
     let mut options = RestoreOptions {
         connections: if keeps_connections(prepared) { Connections::Keep } else { Connections::Close },
         log_level: LogLevel::Warnings,
-        lazy_pages: pager.is_some(),
+        lazy_pages: image.planned.is_some(),
         ..RestoreOptions::default()
     };
     for stdio in &prepared.record.stdio {
@@ -249,12 +249,14 @@ async fn attempt(
     {
         return Err(ThawError::Lease(refusal));
     }
-    if let Some(socket) = pager.as_ref().and_then(Pager::for_init) {
-        link.send(to_init::Kind::Pager(Default::default()), Some(socket)).await?;
-    }
     watch.lap("lease");
 
     let mut restore = worker.restore(images, &options).await?;
+    restore.before_tasks().await?;
+    let mut pager = timeout(PREPARED_WITHIN, preparation.pager()).await.map_err(late)??;
+    if let Some(socket) = pager.as_ref().and_then(Pager::for_init) {
+        link.send(to_init::Kind::Pager(Default::default()), Some(socket)).await?;
+    }
     let application = restore.restored().await?;
     watch.lap("restore");
 

@@ -16,14 +16,14 @@ use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions};
 
 use super::order::{self, Order};
-use super::{Child, SpawnError};
+use super::SpawnError;
 
 /// Everything the new processes need, made ready beforehand.
 pub(super) struct Plan<'a> {
     /// A pidfd, and which of its namespaces to enter.
     pub(super) place: Option<(BorrowedFd<'a>, c_int)>,
     pub(super) pids: Option<(i32, i32)>,
-    pub(super) procs: Vec<RawFd>,
+    pub(super) procs: &'a [OwnedFd],
     pub(super) unified: Option<BorrowedFd<'a>>,
     /// Where the child is told its program; like `report`, above the numbers of the descriptors that come with it.
     pub(super) gate: BorrowedFd<'a>,
@@ -111,10 +111,17 @@ impl From<Failure> for SpawnError {
     }
 }
 
+/// The new process.
+pub(super) struct Cloned {
+    pub(super) pidfd: OwnedFd,
+    pub(super) pid: i32,
+    pub(super) pid_inside: Option<i32>,
+}
+
 /// Passed to the go-between, which shares the caller's memory and leaves its result here.
 struct Shared<'a> {
     plan: &'a Plan<'a>,
-    result: Option<Child>,
+    result: Option<Cloned>,
 }
 
 /// From `linux/sched.h`; libc's constant of that name is too narrow for it.
@@ -123,7 +130,7 @@ const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 const STACK_WORDS: usize = 4096; // 64 KiB of u128
 
 /// Runs the plan. The child if it came into being; if not, the report pipe tells why.
-pub(super) fn run(plan: &Plan<'_>) -> Result<Option<Child>, Errno> {
+pub(super) fn run(plan: &Plan<'_>) -> Result<Option<Cloned>, Errno> {
     let mut shared = Shared { plan, result: None };
     let mut stack = vec![0u128; STACK_WORDS];
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_FILES | libc::SIGCHLD;
@@ -158,8 +165,8 @@ extern "C" fn go_between(argument: *mut c_void) -> c_int {
 }
 
 fn enter(plan: &Plan<'_>) -> Result<(), (Step, Errno)> {
-    for procs in &plan.procs {
-        write(*procs, b"0\n").map_err(|errno| (Step::EnterCgroup, errno))?;
+    for procs in plan.procs {
+        write(procs.as_raw_fd(), b"0\n").map_err(|errno| (Step::EnterCgroup, errno))?;
     }
     if let Some((pidfd, namespaces)) = plan.place {
         // SAFETY: plain system call; the go-between shares memory and descriptors, but neither root nor namespaces.
@@ -170,7 +177,7 @@ fn enter(plan: &Plan<'_>) -> Result<(), (Step, Errno)> {
 }
 
 /// Clones with the highest free PID of the range. Returns in the go-between only: the child never comes back.
-fn clone_child(plan: &Plan<'_>) -> Result<Option<Child>, Errno> {
+fn clone_child(plan: &Plan<'_>) -> Result<Option<Cloned>, Errno> {
     let (low, high) = plan.pids.unwrap_or((0, 0));
     let mut wished = high;
     loop {
@@ -182,7 +189,7 @@ fn clone_child(plan: &Plan<'_>) -> Result<Option<Child>, Errno> {
 }
 
 /// Clones with a wished PID (0: any).
-fn clone_as(plan: &Plan<'_>, wished: i32) -> Result<Child, Errno> {
+fn clone_as(plan: &Plan<'_>, wished: i32) -> Result<Cloned, Errno> {
     let mut pidfd: c_int = -1;
     let tid: libc::pid_t = wished;
     // SAFETY: `clone_args` is a plain structure of integers; zero is valid for each.
@@ -207,7 +214,7 @@ fn clone_as(plan: &Plan<'_>, wished: i32) -> Result<Child, Errno> {
             // SAFETY: the kernel has just made this descriptor in the table that the go-between shares with the
             // caller; nobody else knows of it.
             let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-            Ok(Child { pidfd, pid: pid as i32, pid_inside: (wished != 0).then_some(wished) })
+            Ok(Cloned { pidfd, pid: pid as i32, pid_inside: (wished != 0).then_some(wished) })
         }
     }
 }
