@@ -122,7 +122,12 @@ impl Planned {
     ///
     /// # Errors
     /// The directory cannot be written to.
-    pub fn new(images: &Checkpoint, wanted: WorkingSet, share: bool, work: &Path) -> io::Result<Option<Self>> {
+    pub fn new(
+        images: &Checkpoint,
+        wanted: WorkingSet,
+        share: bool,
+        work: &Path,
+    ) -> io::Result<Option<Self>> {
         let plan = plan(images, wanted, share);
         if plan.processes.is_empty() {
             return Ok(None);
@@ -157,7 +162,8 @@ impl Pager {
         place: Waiting,
         image: Arc<Image>,
     ) -> Result<Option<Self>, ThawError> {
-        let start = move || image.planned.as_ref().map(|planned| start(&program, place, planned, &image)).transpose();
+        let start =
+            move || image.planned.as_ref().map(|planned| start(&program, place, planned, &image)).transpose();
         spawn_blocking(start).await?.map_err(failed("start the pager"))
     }
 

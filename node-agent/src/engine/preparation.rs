@@ -110,7 +110,12 @@ impl Preparation {
     ///
     /// # Errors
     /// The container cannot be entered.
-    pub async fn seat(&mut self, engine: &Arc<Engine>, init: i32, image: &Arc<Image>) -> Result<Seat, ThawError> {
+    pub async fn seat(
+        &mut self,
+        engine: &Arc<Engine>,
+        init: i32,
+        image: &Arc<Image>,
+    ) -> Result<Seat, ThawError> {
         match (&mut self.seat).await {
             Ok((of, seat)) if of == init => Ok(seat),
             // The runtime told of another process.

@@ -15,8 +15,8 @@ use std::ptr;
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions};
 
-use super::order::{self, Order};
 use super::SpawnError;
+use super::order::{self, Order};
 
 /// Everything the new processes need, made ready beforehand.
 pub(super) struct Plan<'a> {
