@@ -2,13 +2,14 @@
 //!
 //! ```text
 //!   prepare   (from CreateContainer on) read the image, compare the node                ─┐
-//!   seat      (once the runtime has made PID 1) a process in its namespaces and cgroups  │
-//!   pager     (likewise) a process in its cgroups that brings the memory later           │
-//!   check     (beside what is left of these) lay out the volumes that the image          │ any failure:
-//!             carries; PID 1 of the running container against it; rewrite what is its    │ the init starts
-//!   worker    CRIU in the seat                                                           │ the command
-//!   lease     the init will start nothing while CRIU (its pidfd) lives                   │
-//!   restore   … until all tasks are there and none runs                                 ─┤
+//!             (once the runtime has made PID 1) take a seat in its namespaces            │
+//!   check     (beside that) lay out the volumes that the image carries; PID 1 of the     │
+//!             running container against it; rewrite what is its own                      │ any failure:
+//!   worker    CRIU in the seat                                                           │ the init starts
+//!   lease     the init will start nothing while CRIU (its pidfd) lives                   │ the command
+//!   restore   CRIU reads the images, and waits until the kernel has moved it into the    │
+//!             container's cgroups (begun with the seat), and the pager, which brings the │
+//!             memory later, is there; then … until all tasks are there and none runs    ─┤
 //!   commit    restore.json; the init knows its child                                     │
 //!   resume    the tasks run                                                              ▼
 //!   done      the init is told, after-restore hooks
