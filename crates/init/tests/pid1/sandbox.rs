@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use tempfile::TempDir;
 use woodfrog_protocol::frame;
@@ -222,8 +223,13 @@ impl Sandbox {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        let pidfd =
-            worker.map(|pid| pidfd_open(Pid::from_raw(pid as i32).unwrap(), PidfdFlags::empty()).unwrap());
+        // It may have ended since it was listed.
+        let pidfd = worker.and_then(|pid| {
+            match pidfd_open(Pid::from_raw(pid as i32).unwrap(), PidfdFlags::empty()) {
+                Err(Errno::SRCH) => None,
+                opened => Some(opened.unwrap()),
+            }
+        });
         let stdin = nsenter.stdin.take();
         Entered { line: String::from_utf8(line).unwrap(), pidfd, stdin, nsenter }
     }
