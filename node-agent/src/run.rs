@@ -11,6 +11,7 @@ use tracing::{info, warn};
 use woodfrog_criu::{Features, Setup, Toolchain, Worker};
 use woodfrog_image::Compatibility;
 use woodfrog_protocol::paths;
+use woodfrog_sys::process::start_fork_server;
 
 use crate::activator::Activator;
 use crate::adapters::containerd::Containerd;
@@ -30,6 +31,11 @@ use crate::server;
 /// # Errors
 /// What is needed is not there: CRIU, the runtime, a directory.
 pub fn run(command: Command) -> Result<()> {
+    if matches!(command, Command::Run(_)) {
+        all_descriptors();
+        // Before there are threads.
+        start_fork_server().context("cannot start the server that makes processes")?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         match command {
@@ -40,7 +46,6 @@ pub fn run(command: Command) -> Result<()> {
 }
 
 async fn agent(args: RunArgs) -> Result<()> {
-    all_descriptors();
     let saves = args.state_dir.join("saves");
     let dirs = Dirs {
         freezes: args.state_dir.join("freezes"),

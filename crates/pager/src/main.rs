@@ -93,8 +93,10 @@ fn serve() -> Result<(), Error> {
     let pages = pages.collect::<Result<Vec<_>, _>>()?;
     let sharing = if plan.shares() {
         Some(Sharing {
-            ready: given(Descriptor::Ready as i32)?,
+            agent: given(Descriptor::Agent as i32)?,
+            hears: true,
             standing: given(Descriptor::Standing as i32)?,
+            shares: false,
         })
     } else {
         None

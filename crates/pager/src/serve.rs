@@ -20,9 +20,9 @@ use std::time::{Duration, Instant};
 use prost::Message as _;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::SocketFlags;
+use rustix::net::{SendFlags, SocketFlags};
 use rustix::time::ClockId;
-use woodfrog_protocol::pager::{COMPLETE, HOLD, MAPPED, Plan, READY, Report, Wanted, release};
+use woodfrog_protocol::pager::{COMPLETE, HOLD, MAPPED, Plan, READY, RESTORED, Report, Wanted, release};
 use woodfrog_sys::mapping::Mapping;
 use woodfrog_sys::scm;
 use woodfrog_sys::userfault::Userfault;
@@ -93,10 +93,14 @@ pub(crate) struct Ends {
 
 /// What a pager of shared memory is given.
 pub(crate) struct Sharing {
-    /// Where it says that the threads may run.
-    pub(crate) ready: OwnedFd,
+    /// The agent's socket.
+    pub(crate) agent: OwnedFd,
+    /// Whether the agent may still say that everything is mapped.
+    pub(crate) hears: bool,
     /// Where the agent asks how things stand.
     pub(crate) standing: OwnedFd,
+    /// Whether the memory is shared already.
+    pub(crate) shares: bool,
 }
 
 /// A pager at work.
@@ -195,6 +199,7 @@ impl Pager {
             self.wait(pause)?;
             self.is_init_there()?;
             self.hear_criu()?;
+            self.hear_agent()?;
             let later = self.serve()?;
             self.answer()?;
             self.look();
@@ -242,8 +247,10 @@ impl Pager {
             Criu::Awaited(socket) | Criu::Connected { socket, .. } => Some(socket.as_fd()),
             Criu::Finished => None,
         };
-        let asking = self.sharing.as_ref().map(|sharing| sharing.standing.as_fd());
-        let descriptors = criu.into_iter().chain([self.init.as_fd()]).chain(asking);
+        let sharing = self.sharing.as_ref();
+        let asking = sharing.map(|sharing| sharing.standing.as_fd());
+        let agent = sharing.filter(|sharing| sharing.hears).map(|sharing| sharing.agent.as_fd());
+        let descriptors = criu.into_iter().chain([self.init.as_fd()]).chain(asking).chain(agent);
         let descriptors = descriptors.chain(self.processes.iter().map(Memory::descriptor));
         let mut entries: Vec<_> =
             descriptors.map(|descriptor| PollFd::from_borrowed_fd(descriptor, PollFlags::IN)).collect();
@@ -301,20 +308,40 @@ impl Pager {
         self.criu = Criu::Finished;
         self.report.released_us = monotonic_us();
         self.recording = self.plan.record.then(Instant::now);
+        self.processes.iter_mut().for_each(|memory| memory.mapped = true);
+        // It may have died before it could say so.
+        self.share()
+    }
+
+    /// Shares the memory as soon as the agent says that everything is mapped.
+    fn hear_agent(&mut self) -> Result<(), PagerError> {
+        let hears = |sharing: &&mut Sharing| sharing.hears && is_readable(sharing.agent.as_fd());
+        let Some(sharing) = self.sharing.as_mut().filter(hears) else { return Ok(()) };
+        sharing.hears = false;
+        let mut message = [0; RESTORED.len()];
+        match rustix::io::read(&sharing.agent, &mut message) {
+            Ok(_) if message == RESTORED => self.share(),
+            // It has died, and CRIU gives up, or says so itself.
+            _ => Ok(()),
+        }
+    }
+
+    /// Shares the memory, unless that has been done. All of it keeps threads out of their address space, so it is done before they run: while CRIU
+    /// stops them where their own code begins, on the way to which they need some of it.
+    fn share(&mut self) -> Result<(), PagerError> {
+        let Some(sharing) = self.sharing.as_mut().filter(|sharing| !sharing.shares) else { return Ok(()) };
+        (sharing.shares, sharing.hears) = (true, false);
         for memory in &mut self.processes {
             memory.mapped = true;
-            if self.sharing.is_none() {
-                continue;
-            }
-            // All of this keeps threads out of their address space, so it is done before they begin.
             memory.register()?;
             memory.unregister();
             while memory.fill_first(PIECE)? == Some(Served::Well) {}
         }
-        if let Some(sharing) = &self.sharing {
-            rustix::io::write(&sharing.ready, READY).map_err(socket("tell the agent"))?;
+        // An agent that has died needs no answer. The socket stays open, for its word may be unread.
+        match rustix::net::send(&sharing.agent, READY, SendFlags::NOSIGNAL) {
+            Ok(_) | Err(Errno::PIPE) => Ok(()),
+            Err(errno) => Err(socket("tell the agent")(errno)),
         }
-        Ok(())
     }
 
     /// Takes a process on, and gives init its descriptor to hold: should this process die, whoever waits for a page goes on waiting.
@@ -379,8 +406,8 @@ impl Pager {
         if matches!(self.criu, Criu::Awaited(_)) {
             return Ok(None);
         }
-        // What is shared cannot be mapped before CRIU has finished; to try would only be in its way.
-        if self.sharing.is_some() && !matches!(self.criu, Criu::Finished) {
+        // What is shared cannot be mapped before everything else is; to try would only be in CRIU's way.
+        if self.sharing.as_ref().is_some_and(|sharing| !sharing.shares) {
             return Ok(None);
         }
         let busy = self.last_fault.is_some_and(|fault| fault.elapsed() < BUSY);

@@ -58,6 +58,8 @@ static void hand_over(const char *path, int userfault) {
     // The first ranges are asked for before they are registered; a pager has to try again.
     usleep(2000);
     if (shared) {
+        // As the agent does. Where standard input is no socket, it has died before it could.
+        send(0, "M", 1, MSG_NOSIGNAL);
         uint32_t finished = FINISHED;
         must(send(sock, &finished, 4, 0) == 4, "send");
         char ready;

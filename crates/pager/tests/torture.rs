@@ -39,9 +39,13 @@ struct Paging {
 struct Shared {
     /// The process's file in the page store.
     store: File,
-    /// Says when its threads may run.
-    ready: OwnedFd,
+    /// The agent's socket, which tells when the threads may run.
+    agent: OwnedFd,
     standing: PathBuf,
+}
+
+fn sockets() -> (OwnedFd, OwnedFd) {
+    rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap()
 }
 
 impl Paging {
@@ -79,9 +83,7 @@ impl Paging {
         file.rewind().unwrap();
         let listener = UnixListener::bind(dir.path().join("lazy-pages.socket")).unwrap();
         let pages = File::open(dir.path()).unwrap();
-        let (init, theirs) =
-            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-                .unwrap();
+        let (init, theirs) = sockets();
         let (report, said) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
         let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).unwrap();
         let binary = File::open(env!("CARGO_BIN_EXE_woodfrog-pager")).unwrap();
@@ -91,15 +93,15 @@ impl Paging {
         for given in [file.as_fd(), listener.as_fd(), theirs.as_fd(), pages.as_fd()] {
             program.descriptor(given);
         }
-        let (ready, says) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        let (agent, its) = sockets();
         let standing = dir.path().join("standing.socket");
         let asked = listen(&standing);
         if shared {
-            program.descriptor(says.as_fd());
+            program.descriptor(its.as_fd());
             program.descriptor(asked.as_fd());
         }
         let pager = program.start(&Place::default()).unwrap();
-        let shared = shared.then(|| Shared { store: fill(dir.path()), ready, standing });
+        let shared = shared.then(|| Shared { store: fill(dir.path()), agent, standing });
         Self { dir, pager, init, report: report.into(), shared }
     }
 
@@ -109,7 +111,7 @@ impl Paging {
         command.args([PAGES, seed, rounds].map(|number| number.to_string()));
         if let Some(shared) = &self.shared {
             let store = format!("/proc/{}/fd/{}", std::process::id(), shared.store.as_raw_fd());
-            command.arg("shared").arg(store).stdin(Stdio::from(shared.ready.try_clone().unwrap()));
+            command.arg("shared").arg(store).stdin(Stdio::from(shared.agent.try_clone().unwrap()));
         }
         command.args(more).stdout(Stdio::piped()).spawn().unwrap()
     }
@@ -120,7 +122,7 @@ impl Paging {
         command.arg(self.dir.path().join("lazy-pages.socket")).arg(PAGES.to_string());
         command.arg(format!("/proc/{}/fd/{}", std::process::id(), store.store.as_raw_fd()));
         command.arg(self.dir.path().join("scratch")).arg(when);
-        command.stdin(Stdio::from(store.ready.try_clone().unwrap())).stdout(Stdio::piped()).spawn().unwrap()
+        command.stdin(Stdio::from(store.agent.try_clone().unwrap())).stdout(Stdio::piped()).spawn().unwrap()
     }
 
     /// What an agent is told that asks now.
@@ -384,7 +386,7 @@ fn an_agent_is_told_where_memory_is_still_the_image_s() {
     // It is not told that it may run before that was asked.
     let (hears, ready) = std::io::pipe().unwrap();
     let shared = paging.shared.as_mut().unwrap();
-    let said = std::mem::replace(&mut shared.ready, hears.into());
+    let said = std::mem::replace(&mut shared.agent, hears.into());
     let mut process = paging.torture(1, 0, &["hold"]);
     let mut byte = [0];
     File::from(said).read_exact(&mut byte).unwrap();

@@ -49,15 +49,18 @@ pub enum Descriptor {
     Init = 5,
     /// The directory of the page files.
     Pages = 6,
-    /// Only if memory is shared: a pipe that is written to when no thread can miss the pager any more ([`READY`]).
-    Ready = 7,
+    /// Only if memory is shared: a SEQPACKET socket whose other end the agent has. It says when everything is mapped ([`RESTORED`]), and is told when
+    /// no thread can miss the pager any more ([`READY`]).
+    Agent = 7,
     /// Only if memory is shared: a listening SEQPACKET socket. Whoever connects is sent a file with the [`Standing`] of all processes.
     Standing = 8,
     /// Only if memory is shared: the image's directory in the page store, which is locked as long as it is open.
     Store = 9,
 }
 
-/// What is written when all shared memory is served: CRIU may let the threads run.
+/// The message with which the agent tells the pager that CRIU has mapped everything, and that no thread runs before [`READY`].
+pub const RESTORED: &[u8] = b"M";
+/// The message with which the pager tells the agent that all shared memory is served: CRIU may let the threads run.
 pub const READY: &[u8] = b"R";
 
 /// What the memory of all processes of a tree consists of.

@@ -6,7 +6,7 @@
 //! ```text
 //!   caller (any thread of a program with many)
 //!     │ clone(VM|VFORK|FILES)            the caller's thread sleeps until the go-between has gone
-//!     └─► go-between: cgroup.procs, setns(pidfd, …)
+//!     └─► go-between: setns(pidfd, …)
 //!           │ clone3(PARENT|PIDFD|INTO_CGROUP, set_tid)   so the new process is the *caller's* child
 //!           └─► child: closes all it has but two descriptors, and waits
 //!                 │ [`Waiting::run`]: what to do, and descriptors, through a socket
@@ -17,6 +17,7 @@
 //! to run there, and the move into them can go on beside what runs ([`Place::begin`]). Whatever fails on the way is reported by a close-on-exec pipe as a step and an errno.
 
 mod child;
+mod fork_server;
 mod order;
 
 use std::ffi::CString;
@@ -32,6 +33,7 @@ use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus};
 
 use child::Plan;
 pub use child::Step;
+pub use fork_server::start_fork_server;
 
 /// PIDs that a container's init leaves free for helpers: the kernel hands out none below 300 once its cursor
 /// has passed that (`RESERVED_PIDS` in the kernel's `kernel/pid.c`).
@@ -116,21 +118,22 @@ impl<'a> Place<'a> {
 
     /// Makes a process there, which waits to be told its program. Blocks.
     pub fn enter(&self) -> Result<Waiting, SpawnError> {
-        let (procs, unified) = open_cgroups(&self.cgroups)?;
-        self.make(&procs, unified)
+        let (waiting, left) = self.begin()?;
+        left.finish()?;
+        Ok(waiting)
     }
 
     /// As [`Place::enter`], but the cgroups of version 1 are entered by [`Move::finish`], which may go on while the program runs already.
     /// Blocks for about a millisecond.
     pub fn begin(&self) -> Result<(Waiting, Move), SpawnError> {
         let (procs, unified) = open_cgroups(&self.cgroups)?;
-        let waiting = self.make(&[], unified)?;
+        let waiting = self.make(unified)?;
         let child = waiting.child.as_ref().ok_or(SpawnError::Gone)?;
         let (pid, reaped) = (child.pid, child.reaped.clone());
         Ok((waiting, Move { procs, pid, reaped }))
     }
 
-    fn make(&self, procs: &[OwnedFd], unified: Option<BorrowedFd<'a>>) -> Result<Waiting, SpawnError> {
+    fn make(&self, unified: Option<BorrowedFd<'a>>) -> Result<Waiting, SpawnError> {
         // The child is sent its descriptors from 0 on; what it waits with must lie above them.
         let lift = |fd: OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, order::MAX_DESCRIPTORS as RawFd);
         let (gate, theirs) =
@@ -140,12 +143,11 @@ impl<'a> Place<'a> {
         let plan = Plan {
             place: self.container.as_ref().map(|(pidfd, namespaces, _)| (*pidfd, namespaces.flags())),
             pids: self.container.as_ref().map(|(_, _, pids)| (*pids.start(), *pids.end())),
-            procs,
             unified,
             gate: theirs.as_fd(),
             report: write.as_fd(),
         };
-        let started = child::run(&plan)?;
+        let started = fork_server::run(&plan).unwrap_or_else(|| child::run(&plan))?;
         drop(write);
         let inside = self.container.as_ref().is_some_and(|(_, namespaces, _)| *namespaces == Namespaces::All);
         match (started, &self.container) {

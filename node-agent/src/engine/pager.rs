@@ -16,13 +16,13 @@ use std::sync::Arc;
 
 use prost::Message;
 use rustix::fs::{MemfdFlags, Mode, OFlags};
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 use rustix::pipe::PipeFlags;
 use tokio::task::spawn_blocking;
 use tracing::warn;
 use woodfrog_criu::images::messages::memory::{Pagemap, Vma, status};
 use woodfrog_criu::images::{Checkpoint, PAGE_SIZE};
-use woodfrog_protocol::pager::{Plan, Process, Report, Run, Span, WorkingSet};
+use woodfrog_protocol::pager::{Plan, Process, RESTORED, Report, Run, Span, WorkingSet};
 use woodfrog_sys::process::{Child, Place, Program, Waiting};
 use woodfrog_sys::userfault;
 
@@ -145,8 +145,8 @@ pub struct Pager(Option<Running>);
 struct Running {
     /// The end that is the init's: when it is closed, the pager ends.
     init: OwnedFd,
-    /// If memory is shared: says when the threads may run.
-    ready: Option<OwnedFd>,
+    /// If memory is shared: is told when everything is mapped, and says when the threads may run.
+    sharing: Option<OwnedFd>,
     child: Child,
     report: OwnedFd,
     errors: OwnedFd,
@@ -167,17 +167,27 @@ impl Pager {
         spawn_blocking(start).await?.map_err(failed("start the pager"))
     }
 
-    /// Waits until the threads may run. CRIU must have mapped everything.
+    /// Tells it that CRIU has mapped everything, and runs no thread before [`Pager::ready`].
+    ///
+    /// # Errors
+    /// The pager has ended.
+    pub fn restored(&self) -> Result<(), ThawError> {
+        let sharing = self.0.as_ref().and_then(|running| running.sharing.as_ref());
+        let told = sharing.map(|sharing| rustix::net::send(sharing, RESTORED, SendFlags::NOSIGNAL));
+        told.transpose().map(drop).map_err(|e| ended(e.into()))
+    }
+
+    /// Waits until the threads may run.
     ///
     /// # Errors
     /// The pager has ended: the init kills what was restored.
     pub async fn ready(&mut self) -> Result<(), ThawError> {
-        let Some(ready) = self.0.as_mut().and_then(|running| running.ready.take()) else { return Ok(()) };
+        let Some(sharing) = self.0.as_mut().and_then(|running| running.sharing.take()) else { return Ok(()) };
         let read = spawn_blocking(move || {
             let mut byte = [0];
-            File::from(ready).read_exact(&mut byte)
+            File::from(sharing).read_exact(&mut byte)
         });
-        read.await?.map_err(failed("share memory: the pager has ended"))
+        read.await?.map_err(ended)
     }
 
     /// The socket for the init.
@@ -223,11 +233,16 @@ impl Drop for Pager {
     }
 }
 
+fn ended(source: io::Error) -> ThawError {
+    failed("share memory: the pager has ended")(source)
+}
+
 fn start(program: &PagerProgram, place: Waiting, planned: &Planned, image: &Image) -> io::Result<Pager> {
     let Planned { plan, listener } = planned;
     let (pages, sharing) = (image.prepared.directory(), image.sharing.as_ref());
-    let (ours, theirs) =
-        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    let pair =
+        || rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
+    let (ours, theirs) = pair()?;
     let mut file = File::from(rustix::fs::memfd_create("woodfrog-plan", MemfdFlags::CLOEXEC)?);
     file.write_all(&plan.encode_to_vec())?;
     file.rewind()?;
@@ -240,19 +255,19 @@ fn start(program: &PagerProgram, place: Waiting, planned: &Planned, image: &Imag
     for given in [file.as_fd(), listener.as_fd(), theirs.as_fd(), pages] {
         program.descriptor(given);
     }
-    let (ready, says) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    let (agent, its) = pair()?;
     let asked = sharing.map(|sharing| standing::listen(&sharing.standing)).transpose()?;
     let lock = sharing.map(|sharing| sharing.stored.lock());
     if let (Some(asked), Some(lock)) = (&asked, &lock)
         && plan.shares()
     {
-        for given in [says.as_fd(), asked.as_fd(), lock.as_fd()] {
+        for given in [its.as_fd(), asked.as_fd(), lock.as_fd()] {
             program.descriptor(given);
         }
     }
     let child = place.run(&program).map_err(io::Error::other)?;
-    let ready = plan.shares().then_some(ready);
-    Ok(Pager(Some(Running { init: ours, ready, child, report, errors })))
+    let sharing = plan.shares().then_some(agent);
+    Ok(Pager(Some(Running { init: ours, sharing, child, report, errors })))
 }
 
 /// What of each process's memory CRIU leaves to a page server: the runs that the dump marked as such. What can be shared is, if that is

@@ -259,6 +259,9 @@ async fn attempt(
         link.send(to_init::Kind::Pager(Default::default()), Some(socket)).await?;
     }
     let application = restore.restored().await?;
+    if let Some(pager) = &pager {
+        pager.restored()?;
+    }
     watch.lap("restore");
 
     // One that has slept goes on counting.

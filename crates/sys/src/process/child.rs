@@ -23,7 +23,6 @@ pub(super) struct Plan<'a> {
     /// A pidfd, and which of its namespaces to enter.
     pub(super) place: Option<(BorrowedFd<'a>, c_int)>,
     pub(super) pids: Option<(i32, i32)>,
-    pub(super) procs: &'a [OwnedFd],
     pub(super) unified: Option<BorrowedFd<'a>>,
     /// Where the child is told its program; like `report`, above the numbers of the descriptors that come with it.
     pub(super) gate: BorrowedFd<'a>,
@@ -131,9 +130,16 @@ const STACK_WORDS: usize = 4096; // 64 KiB of u128
 
 /// Runs the plan. The child if it came into being; if not, the report pipe tells why.
 pub(super) fn run(plan: &Plan<'_>) -> Result<Option<Cloned>, Errno> {
+    let (go_between, cloned) = start(plan, 0)?;
+    reap(go_between);
+    Ok(cloned)
+}
+
+/// Runs the plan with `CLONE_PARENT` or 0: who reaps the child also has to reap the go-between, which has ended.
+pub(super) fn start(plan: &Plan<'_>, parent: c_int) -> Result<(Pid, Option<Cloned>), Errno> {
     let mut shared = Shared { plan, result: None };
     let mut stack = vec![0u128; STACK_WORDS];
-    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_FILES | libc::SIGCHLD;
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_FILES | libc::SIGCHLD | parent;
 
     let mask = block_signals();
     // SAFETY: `stack` is 64 KiB, aligned to 16, grows down from its end and, like `shared`, outlives the go-between:
@@ -145,10 +151,13 @@ pub(super) fn run(plan: &Plan<'_>) -> Result<Option<Cloned>, Errno> {
     };
     let pid = check(c_long::from(pid));
     restore_signals(&mask);
+    let pid = Pid::from_raw(pid? as i32).ok_or(Errno::CHILD)?;
+    Ok((pid, shared.result))
+}
 
-    let pid = Pid::from_raw(pid? as i32);
-    while matches!(rustix::process::waitpid(pid, WaitOptions::empty()), Err(Errno::INTR)) {}
-    Ok(shared.result)
+/// Waits for a child of this program.
+pub(super) fn reap(pid: Pid) {
+    while matches!(rustix::process::waitpid(Some(pid), WaitOptions::empty()), Err(Errno::INTR)) {}
 }
 
 extern "C" fn go_between(argument: *mut c_void) -> c_int {
@@ -165,9 +174,6 @@ extern "C" fn go_between(argument: *mut c_void) -> c_int {
 }
 
 fn enter(plan: &Plan<'_>) -> Result<(), (Step, Errno)> {
-    for procs in plan.procs {
-        write(procs.as_raw_fd(), b"0\n").map_err(|errno| (Step::EnterCgroup, errno))?;
-    }
     if let Some((pidfd, namespaces)) = plan.place {
         // SAFETY: plain system call; the go-between shares memory and descriptors, but neither root nor namespaces.
         let result = unsafe { libc::setns(pidfd.as_raw_fd(), namespaces) };
@@ -354,6 +360,14 @@ fn default_signals() {
     }
 }
 
+/// Leaves it to others to say when this process is to end.
+pub(super) fn ignore_ends() {
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+        // SAFETY: no handler is set.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+}
+
 fn block_signals() -> libc::sigset_t {
     // SAFETY: both sets are plain data on this stack; only this thread's mask changes.
     unsafe {
@@ -385,7 +399,7 @@ fn write(fd: RawFd, bytes: &[u8]) -> Result<(), Errno> {
     check(unsafe { libc::syscall(libc::SYS_write, fd, bytes.as_ptr(), bytes.len()) }).map(drop)
 }
 
-fn exit(status: c_int) -> ! {
+pub(super) fn exit(status: c_int) -> ! {
     // SAFETY: ends this process without running anything of the program it was copied from.
     unsafe { libc::_exit(status) }
 }
@@ -394,7 +408,7 @@ fn check(result: c_long) -> Result<c_long, Errno> {
     if result < 0 { Err(last_errno()) } else { Ok(result) }
 }
 
-fn last_errno() -> Errno {
+pub(super) fn last_errno() -> Errno {
     // SAFETY: the pointer is to this thread's errno (in the go-between: to that of the thread that waits for it).
     Errno::from_raw_os_error(unsafe { *libc::__errno_location() })
 }
