@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use node_agent::activator::{Activator, Gate, Leave, Listeners};
-use node_agent::engine::netns;
+use node_agent::engine::{netns, tcp};
 use node_agent::metrics::Metrics;
 
 const TOKEN: &str = "00112233445566778899aabbccddeeff";
@@ -160,6 +160,48 @@ async fn node_ajar_everything_passes_at_once_while_the_gate_opens_and_shuts() {
             broken = gate.watch() => match broken.unwrap() {},
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn node_ajar_nobody_waits_for_a_look_at_what_the_application_does() {
+    if !is_root() {
+        return;
+    }
+    let net = Arc::new(Net::new().await);
+    let _listener = net.listen();
+    let mut gate = net.gate().await;
+    gate.ajar(node_addresses()).await.unwrap();
+    let client = net.clone();
+    // It ends no sooner than the connection is made.
+    let look = move || client.connect(Duration::from_secs(30));
+    gate.watch_while(look).await.unwrap().expect("it is let through meanwhile");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn node_sockets_are_counted_without_being_looked_at() {
+    if !is_root() {
+        return;
+    }
+    let net = Net::new().await;
+    let pod = net.pod.pid();
+    assert_eq!((tcp::in_use(pod).unwrap(), tcp::sockets(pod).unwrap()), (0, vec![]));
+    let listener = net.listen();
+    let listeners = tcp::listeners(pod).unwrap();
+    assert_eq!((tcp::in_use(pod).unwrap(), &listeners), (1, &tcp::sockets(pod).unwrap()));
+    assert!(listeners.len() == 1 && listeners[0].listens && listeners[0].local.port() == 80);
+    let client = net.connect(Duration::from_secs(30)).unwrap();
+    assert_eq!((tcp::in_use(pod).unwrap(), tcp::listeners(pod).unwrap()), (2, listeners));
+    let accepts = tcp::sockets(pod).unwrap().into_iter().find(|socket| !socket.listens).unwrap();
+    assert_eq!((accepts.remote, accepts.inode), (client.local_addr().unwrap(), 0), "nobody has accepted it yet");
+    let accepted = listener.accept().unwrap();
+    let accepts = tcp::sockets(pod).unwrap().into_iter().find(|socket| !socket.listens).unwrap();
+    assert_ne!(accepts.inode, 0);
+    // The client ends: what is left of its connection is no socket that is in use.
+    drop(client);
+    drop(accepted);
+    let v6 = netns::within(pod, || TcpListener::bind(("::", 81))).unwrap();
+    let found = tcp::listeners(pod).unwrap();
+    assert!(found.iter().any(|socket| socket.local == v6.local_addr().unwrap()), "{found:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

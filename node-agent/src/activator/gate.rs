@@ -272,6 +272,21 @@ impl Gate {
         }
     }
 
+    /// While ajar: the same until `work` is done, which may block. Nobody waits for it.
+    ///
+    /// # Errors
+    /// The queue broke, or `work` panicked.
+    pub async fn watch_while<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<T> {
+        let working = spawn_blocking(work);
+        tokio::select! {
+            broken = self.watch() => match broken? {},
+            done = working => Ok(done?),
+        }
+    }
+
     /// Lets through what is held.
     ///
     /// # Errors

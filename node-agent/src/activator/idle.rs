@@ -4,13 +4,12 @@ use std::collections::BTreeSet;
 use std::io;
 use std::time::{Duration, Instant};
 
-use procfs::net::{Snmp, Snmp6, TcpState};
+use procfs::net::{Snmp, Snmp6};
 use procfs::process::Process;
-use procfs::{FromRead, ProcResult};
+use procfs::{FromRead, ProcError, ProcResult};
 
 use super::listeners::Listeners;
-use crate::engine::cgroups;
-use crate::engine::tree::{self, Tree};
+use crate::engine::{cgroups, tcp, tree};
 
 /// CPU time that an application may use while nobody wants anything of it, as a part of one CPU: timers, garbage collection.
 const AT_REST: f64 = 0.1;
@@ -56,7 +55,7 @@ impl Idle {
     /// # Errors
     /// It has ended.
     pub fn watch(init: i32, application: i32, listeners: Listeners, probes: u64) -> io::Result<Self> {
-        let last = tree::read(init, application).and_then(|tree| counters(init, &tree));
+        let last = tree::pids(init, application).and_then(|pids| counters(init, &pids));
         let last = last.map_err(io::Error::other)?;
         Ok(Self { init, application, listeners, last, probes, guests: BTreeSet::new() })
     }
@@ -69,9 +68,22 @@ impl Idle {
         self.busy(probes).map_err(io::Error::other)
     }
 
+    /// Whether it may not fall asleep now: it was not idle since the last look, or has a guest or half a connection at this moment.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn is_wanted(&mut self, probes: u64) -> io::Result<bool> {
+        let mut wanted = || {
+            let pids = tree::pids(self.init, self.application)?;
+            let busy = self.busy(probes)?.is_some();
+            Ok::<_, ProcError>(busy || self.connections(&pids)? > 0 || !self.guests(&pids)?.is_empty())
+        };
+        wanted().map_err(io::Error::other)
+    }
+
     fn busy(&mut self, probes: u64) -> ProcResult<Option<Busy>> {
-        let tree = tree::read(self.init, self.application)?;
-        let now = counters(self.init, &tree)?;
+        let pids = tree::pids(self.init, self.application)?;
+        let now = counters(self.init, &pids)?;
         let before = std::mem::replace(&mut self.last, now);
         let probed = probes - std::mem::replace(&mut self.probes, probes);
         if now.asked.saturating_sub(before.asked) > probed {
@@ -81,43 +93,37 @@ impl Idle {
         if now.cpu.saturating_sub(before.cpu).as_secs_f64() > seconds * AT_REST {
             return Ok(Some(Busy::Computing));
         }
-        let open = self.connections(&tree)?;
-        if open > 0 {
-            return Ok(Some(Busy::Connections(open)));
+        // Mostly there are listeners only, which is cheap to know.
+        if tcp::in_use(self.init)? > tcp::listeners(self.init)?.len() {
+            let open = self.connections(&pids)?;
+            if open > 0 {
+                return Ok(Some(Busy::Connections(open)));
+            }
         }
-        let guests = self.guests(&tree)?;
+        let guests = self.guests(&pids)?;
         let staying = guests.intersection(&self.guests).count();
         self.guests = guests;
         Ok((staying > 0).then_some(Busy::Guests(staying)))
     }
 
-    /// Whether it has a guest at this moment, whom sleep would end.
-    ///
-    /// # Errors
-    /// It has ended.
-    pub fn has_guests(&self) -> io::Result<bool> {
-        let tree = tree::read(self.init, self.application).map_err(io::Error::other)?;
-        Ok(!self.guests(&tree).map_err(io::Error::other)?.is_empty())
-    }
-
     /// Connections of the application, and those to its ports that it has not accepted yet or that outlive their descriptor.
-    fn connections(&self, tree: &Tree) -> ProcResult<usize> {
-        let init = Process::new(self.init)?;
-        let entries = init.tcp()?.into_iter().chain(init.tcp6().unwrap_or_default());
-        let to_its_ports = entries.filter(|entry| {
-            self.listeners.tcp.contains(&entry.local_address.port())
-                && !matches!(entry.state, TcpState::Listen | TcpState::Close | TcpState::TimeWait)
-        });
-        let mut open: BTreeSet<_> =
-            to_its_ports.map(|entry| (entry.local_address, entry.remote_address)).collect();
-        open.extend(tree.connections.iter().map(|connection| (connection.local, connection.remote)));
-        Ok(open.len())
+    fn connections(&self, pids: &[i32]) -> ProcResult<usize> {
+        let (to_its_ports, others): (Vec<_>, Vec<_>) = tcp::sockets(self.init)?
+            .into_iter()
+            .filter(|socket| !socket.listens)
+            .partition(|socket| self.listeners.tcp.contains(&socket.local.port()));
+        if others.is_empty() {
+            return Ok(to_its_ports.len());
+        }
+        // A process that ends meanwhile has none.
+        let its: BTreeSet<u64> =
+            pids.iter().flat_map(|pid| tree::open_sockets(*pid).unwrap_or_default()).collect();
+        Ok(to_its_ports.len() + others.iter().filter(|socket| its.contains(&socket.inode)).count())
     }
 
     /// Processes in the container's cgroup that are neither its init nor the application's, nor a pager: that is in the agent's PID namespace.
-    fn guests(&self, tree: &Tree) -> ProcResult<BTreeSet<i32>> {
-        let ours: BTreeSet<i32> =
-            tree.processes.iter().map(|process| process.pid).chain([self.init]).collect();
+    fn guests(&self, pids: &[i32]) -> ProcResult<BTreeSet<i32>> {
+        let ours: BTreeSet<i32> = pids.iter().copied().chain([self.init]).collect();
         let mut found = BTreeSet::new();
         for directory in cgroups::of(self.init)? {
             let procs = rustix::fs::openat(
@@ -137,26 +143,18 @@ impl Idle {
 
 /// Whether somebody listens on all TCP ports, in the network namespace of process `init`.
 pub fn listens(init: i32, ports: &Listeners) -> bool {
-    let entries = || {
-        let process = Process::new(init)?;
-        Ok::<_, procfs::ProcError>(process.tcp()?.into_iter().chain(process.tcp6().unwrap_or_default()))
-    };
-    let listening: BTreeSet<u16> = entries()
-        .into_iter()
-        .flatten()
-        .filter(|entry| entry.state == TcpState::Listen)
-        .map(|entry| entry.local_address.port())
-        .collect();
+    let listening: BTreeSet<u16> =
+        tcp::listeners(init).into_iter().flatten().map(|socket| socket.local.port()).collect();
     ports.tcp.is_subset(&listening)
 }
 
-fn counters(init: i32, tree: &Tree) -> ProcResult<Counters> {
+fn counters(init: i32, pids: &[i32]) -> ProcResult<Counters> {
     let directory = format!("/proc/{init}/net");
     let udp6 = Snmp6::from_file(format!("{directory}/snmp6")).map_or(0, |snmp| snmp.udp_in_datagrams);
     let snmp = Snmp::from_file(format!("{directory}/snmp"))?;
     let mut ticks = 0;
-    for process in &tree.processes {
-        if let Ok(stat) = Process::new(process.pid).and_then(|process| process.stat()) {
+    for pid in pids {
+        if let Ok(stat) = Process::new(*pid).and_then(|process| process.stat()) {
             ticks += stat.utime + stat.stime + stat.cutime.max(0) as u64 + stat.cstime.max(0) as u64;
         }
     }

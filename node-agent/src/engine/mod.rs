@@ -33,6 +33,7 @@ mod sleep;
 pub(crate) mod sock_diag;
 pub mod standby;
 pub mod standing;
+pub mod tcp;
 pub mod thaw;
 pub mod tree;
 pub mod unix;
@@ -464,10 +465,11 @@ fn is_named(container: &Container, name: &str) -> bool {
 
 fn listed(container: &Container, quarantined: Option<Quarantined>) -> Listed {
     let life = container.life();
-    let tree = match life.phasing {
-        Phasing::Cold | Phasing::Thawed | Phasing::Frozen => tree::read(life.init, life.application).ok(),
-        _ => None,
-    };
+    let processes = match life.phasing {
+        Phasing::Cold | Phasing::Thawed | Phasing::Frozen => tree::pids(life.init, life.application),
+        _ => Ok(Vec::new()),
+    }
+    .unwrap_or_default();
     let quarantine = quarantined.map(|quarantined| quarantined.why).unwrap_or_default();
     Listed {
         id: container.info.id.clone(),
@@ -477,12 +479,12 @@ fn listed(container: &Container, quarantined: Option<Quarantined>) -> Listed {
         image: container.info.image.clone(),
         state: if life.freezing { "freezing" } else { life.phasing.as_str() }.into(),
         reason: Some(life.reason).filter(|reason| !reason.is_empty()).unwrap_or(quarantine),
-        pid: tree.as_ref().and_then(|t| t.processes.first()).map_or(0, |p| p.pid),
+        pid: processes.first().copied().unwrap_or(0),
         generation: life.generation,
         thaw_ms: (life.thaw_us.1 - life.thaw_us.0) as f64 / 1e3,
         thaw_phases: life.thaw_phases,
         criu_steps: life.criu_steps,
-        resident_bytes: tree.map_or(0, |t| t.processes.iter().map(|p| p.resident_bytes).sum()),
+        resident_bytes: processes.iter().map(|pid| tree::resident_bytes(*pid).unwrap_or(0)).sum(),
         thaw_started_us: life.thaw_us.0,
         thaw_done_us: life.thaw_us.1,
         memory_pending: life.memory_pending,

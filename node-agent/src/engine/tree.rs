@@ -89,10 +89,7 @@ pub struct Connection {
 /// # Errors
 /// The init or the application has ended.
 pub fn read(init: i32, application: i32) -> Result<Tree, ProcError> {
-    let root = children(&Proc::new(init)?)?
-        .into_iter()
-        .find(|child| super::link::innermost_pid(*child) == Some(application))
-        .ok_or_else(|| ProcError::NotFound(Some(format!("/proc/{init}/task/{init}/children").into())))?;
+    let root = root(init, application)?;
     let mut tree = Tree::default();
     let mut open = vec![root];
     while let Some(pid) = open.pop() {
@@ -117,6 +114,44 @@ pub fn read(init: i32, application: i32) -> Result<Tree, ProcError> {
     Ok(tree)
 }
 
+/// Only which processes there are, in the same order: far cheaper.
+///
+/// # Errors
+/// As [`read`].
+pub fn pids(init: i32, application: i32) -> Result<Vec<i32>, ProcError> {
+    let mut open = vec![root(init, application)?];
+    let mut found = Vec::new();
+    while let Some(pid) = open.pop() {
+        found.push(pid);
+        open.extend(Proc::new(pid).and_then(|proc| children(&proc)).unwrap_or_default());
+    }
+    Ok(found)
+}
+
+/// Resident memory of a process in bytes.
+///
+/// # Errors
+/// It has ended.
+pub fn resident_bytes(pid: i32) -> Result<u64, ProcError> {
+    Ok(Proc::new(pid)?.statm()?.resident * procfs::page_size())
+}
+
+/// Inodes of the sockets that a process has open.
+///
+/// # Errors
+/// It has ended.
+pub fn open_sockets(pid: i32) -> Result<BTreeSet<u64>, ProcError> {
+    let targets = Proc::new(pid)?.fd()?.flatten().map(|fd| fd.target);
+    Ok(targets.filter_map(|target| if let FDTarget::Socket(inode) = target { Some(inode) } else { None }).collect())
+}
+
+fn root(init: i32, application: i32) -> Result<i32, ProcError> {
+    children(&Proc::new(init)?)?
+        .into_iter()
+        .find(|child| super::link::innermost_pid(*child) == Some(application))
+        .ok_or_else(|| ProcError::NotFound(Some(format!("/proc/{init}/task/{init}/children").into())))
+}
+
 fn process(pid: i32) -> Result<(Process, Vec<i32>), ProcError> {
     let proc = Proc::new(pid)?;
     let below = children(&proc)?;
@@ -126,7 +161,7 @@ fn process(pid: i32) -> Result<(Process, Vec<i32>), ProcError> {
         inner_pid: super::link::innermost_pid(pid).unwrap_or(0),
         ids: (status.ruid, status.rgid),
         name: status.name,
-        resident_bytes: proc.statm()?.resident * procfs::page_size(),
+        resident_bytes: resident_bytes(pid)?,
         ..Process::default()
     };
     for fd in proc.fd()?.flatten() {

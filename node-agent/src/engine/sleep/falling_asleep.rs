@@ -55,16 +55,16 @@ impl Sleeper<'_> {
             gate.ajar(node_addresses()).await.map_err(io::Error::other)?;
             let (application, listeners) =
                 (keeper.container.life().application, Listeners::of(&prepared.images));
-            let mut watch = idle::Idle::watch(link.pid, application, listeners, gate.probes)?;
-            tokio::select! {
+            let watch = idle::Idle::watch(link.pid, application, listeners, gate.probes)?;
+            let mut watch = tokio::select! {
                 attended = keeper.attend(link, orders) => return attended.map(|()| Awake::Ended),
-                quiet = quiet(keeper.container, gate, &mut watch, timeout, earliest) => quiet?,
+                quiet = quiet(keeper.container, gate, watch, timeout, earliest) => quiet?,
                 Ok(_) = wide_awake.wait_for(|wide_awake| *wide_awake) => return Ok(Awake::ForGood),
-            }
+            };
             // A connection of the last moment is seen now, and one after it is held.
             gate.shut(node_addresses()).await.map_err(io::Error::other)?;
             let life = keeper.container.life();
-            let wanted = || Ok::<_, io::Error>(watch.look(gate.probes)?.is_some() || watch.has_guests()?);
+            let wanted = || watch.is_wanted(gate.probes);
             if life.freezing || life.kept_awake || block_in_place(wanted)? || self.gate.is_awaited().await? {
                 continue;
             }
@@ -169,10 +169,10 @@ impl Sleeper<'_> {
 async fn quiet(
     container: &Container,
     gate: &mut Gate,
-    watch: &mut idle::Idle,
+    mut watch: idle::Idle,
     timeout: Duration,
     earliest: Instant,
-) -> io::Result<()> {
+) -> io::Result<idle::Idle> {
     let every = (timeout / 4).clamp(Duration::from_millis(50), Duration::from_secs(5));
     let mut since = Instant::now();
     loop {
@@ -180,13 +180,16 @@ async fn quiet(
             broken = gate.watch() => match broken? {},
             () = tokio::time::sleep(every) => {}
         }
-        let busy = block_in_place(|| watch.look(gate.probes))?;
+        let probes = gate.probes;
+        let look = move || watch.look(probes).map(|busy| (watch, busy));
+        let (back, busy) = gate.watch_while(look).await??;
+        watch = back;
         let life = container.life();
         if busy.is_some() || life.freezing || life.kept_awake || life.memory_pending {
             tracing::trace!(?busy, "stays awake");
             since = Instant::now();
         } else if since.elapsed() >= timeout && Instant::now() >= earliest {
-            return Ok(());
+            return Ok(watch);
         }
     }
 }
