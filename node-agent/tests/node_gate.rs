@@ -11,6 +11,8 @@ use node_agent::engine::{netns, tcp};
 use node_agent::metrics::Metrics;
 
 const TOKEN: &str = "00112233445566778899aabbccddeeff";
+/// Of another container of the pod.
+const OTHER: &str = "ffeeddccbbaa99887766554433221100";
 const POD: &str = "10.11.12.2";
 const NODE: &str = "10.11.12.1";
 
@@ -74,9 +76,13 @@ impl Net {
     }
 
     async fn gate(&self) -> Gate {
-        let listeners = Listeners { tcp: [80].into(), udp: [53].into() };
+        self.gate_of(TOKEN, Listeners { tcp: [80].into(), udp: [53].into() }).await
+    }
+
+    async fn gate_of(&self, token: &str, listeners: Listeners) -> Gate {
         let leave: Leave = Arc::new(|_| Box::pin(std::future::ready(())));
-        self.activator.gate(self.pod.pid(), TOKEN, listeners, &[TOKEN.into()], leave).await.unwrap()
+        let alive = [TOKEN.into(), OTHER.into()];
+        self.activator.gate(self.pod.pid(), token, listeners, &alive, leave).await.unwrap()
     }
 
     fn listen(&self) -> TcpListener {
@@ -130,8 +136,10 @@ async fn node_first_packets_are_held_until_they_are_released() {
     assert!(rules(&net).is_empty(), "{:?}", rules(&net));
 }
 
+/// With how many packets they have seen.
 fn rules(net: &Net) -> Vec<String> {
-    let saved = netns::within(net.pod.pid(), || Command::new("iptables-nft-save").output()).unwrap();
+    let save = || Command::new("iptables-nft-save").arg("--counters").output();
+    let saved = netns::within(net.pod.pid(), save).unwrap();
     let text = String::from_utf8_lossy(&saved.stdout).into_owned();
     text.lines().filter(|line| line.contains("woodfrog")).map(str::to_owned).collect()
 }
@@ -160,6 +168,56 @@ async fn node_ajar_everything_passes_at_once_while_the_gate_opens_and_shuts() {
             broken = gate.watch() => match broken.unwrap() {},
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn node_rules_are_written_once_and_again_if_somebody_else_has_changed_them() {
+    if !is_root() {
+        return;
+    }
+    let net = Arc::new(Net::new().await);
+    let _listener = net.listen();
+    let mut gate = net.gate().await;
+    gate.shut(node_addresses()).await.unwrap();
+    let held = |rules: &[String]| {
+        let rule = rules.iter().find(|rule| rule.contains("--dport 80") && !rule.contains("--queue-bypass"));
+        rule.unwrap_or_else(|| panic!("{rules:?}")).starts_with("[1:")
+    };
+    for _ in 0..3 {
+        let client = net.clone();
+        let connecting = tokio::task::spawn_blocking(move || client.connect(SOON));
+        gate.knock().await.unwrap();
+        assert!(held(&rules(&net)), "{:?}", rules(&net));
+        gate.ajar(node_addresses()).await.unwrap();
+        connecting.await.unwrap().expect("it was released");
+        assert!(held(&rules(&net)), "what was written is there still: {:?}", rules(&net));
+        net.pod.run("iptables-nft -t mangle -F");
+        gate.shut(node_addresses()).await.unwrap();
+        assert!(!held(&rules(&net)), "it is written anew: {:?}", rules(&net));
+    }
+    gate.remove().await.unwrap();
+    assert!(rules(&net).is_empty(), "{:?}", rules(&net));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn node_what_is_held_outlives_the_gates_of_other_containers() {
+    if !is_root() {
+        return;
+    }
+    let net = Arc::new(Net::new().await);
+    let mut gate = net.gate().await;
+    gate.shut(node_addresses()).await.unwrap();
+    let client = net.clone();
+    let connecting = tokio::task::spawn_blocking(move || client.connect(SOON));
+    gate.knock().await.unwrap();
+    let mut other = net.gate_of(OTHER, Listeners { tcp: [81].into(), udp: [].into() }).await;
+    other.shut(node_addresses()).await.unwrap();
+    other.ajar(node_addresses()).await.unwrap();
+    other.remove().await.unwrap();
+    let _listener = net.listen();
+    gate.release().unwrap();
+    connecting.await.unwrap().expect("the first SYN is answered");
+    gate.remove().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -192,7 +250,11 @@ async fn node_sockets_are_counted_without_being_looked_at() {
     let client = net.connect(Duration::from_secs(30)).unwrap();
     assert_eq!((tcp::in_use(pod).unwrap(), tcp::listeners(pod).unwrap()), (2, listeners));
     let accepts = tcp::sockets(pod).unwrap().into_iter().find(|socket| !socket.listens).unwrap();
-    assert_eq!((accepts.remote, accepts.inode), (client.local_addr().unwrap(), 0), "nobody has accepted it yet");
+    assert_eq!(
+        (accepts.remote, accepts.inode),
+        (client.local_addr().unwrap(), 0),
+        "nobody has accepted it yet"
+    );
     let accepted = listener.accept().unwrap();
     let accepts = tcp::sockets(pod).unwrap().into_iter().find(|socket| !socket.listens).unwrap();
     assert_ne!(accepts.inode, 0);

@@ -21,7 +21,7 @@ use super::listeners::Listeners;
 use super::packet::Packet;
 use super::queue::{MAX_HELD, MAX_HELD_DATAGRAMS, Queue};
 use super::responder::{self, Answers, Leave, Responder};
-use super::rules::{Backend, Matches, PREFIX, Rules, RulesError};
+use super::rules::{Backend, PREFIX, Rules, RulesError, Stand};
 use crate::engine::netns;
 use crate::metrics::Metrics;
 
@@ -76,9 +76,10 @@ pub struct Gate {
     activator: Arc<Activator>,
     namespace: Arc<File>,
     rules: Rules,
+    stand: Stand,
+    /// Which the namespace's rules were when this gate last changed them.
+    generation: Option<u32>,
     queue: Queue,
-    /// The node's own addresses.
-    node: Vec<IpAddr>,
     _responder: Responder,
     /// The newest packet that was read.
     newest: u32,
@@ -129,15 +130,16 @@ impl Activator {
         });
         let ((queue, number), listening) = opened.await??;
         let responder = Responder::serve(listening, &self.answers, leave)?;
-        let (matches, port) = (Matches::All, responder.port);
-        let rules = Rules { chain, queue: number, listeners, matches, responder: port };
+        let (node, port) = (Vec::new(), responder.port);
+        let rules = Rules { chain, queue: number, listeners, node, responder: port };
         let queue = Queue::register(queue, number)?;
         Ok(Gate {
             activator: self.clone(),
             namespace,
             rules,
+            stand: Stand::Shut,
+            generation: None,
             queue,
-            node: Vec::new(),
             _responder: responder,
             newest: 0,
             knocked: None,
@@ -161,8 +163,7 @@ impl Gate {
     /// # Errors
     /// See [`GateError`]; the rules are as they were.
     pub async fn shut(&mut self, node: Vec<IpAddr>) -> Result<(), GateError> {
-        self.node = node;
-        self.put(Matches::All).await
+        self.put(node, Stand::Shut).await
     }
 
     /// Lets through what is held; from now on only SYNs from the node's own addresses are looked at.
@@ -171,20 +172,30 @@ impl Gate {
     /// See [`GateError`]; the rules are as they were.
     pub async fn ajar(&mut self, node: Vec<IpAddr>) -> Result<(), GateError> {
         self.release()?;
-        self.node = node.clone();
-        self.put(Matches::From(node)).await
+        self.put(node, Stand::Ajar).await
     }
 
     /// Changes the rules. Whoever comes while they change from or to those of the time awake belongs to it.
-    async fn put(&mut self, matches: Matches) -> Result<(), GateError> {
-        let awake = [&self.rules.matches, &matches].iter().any(|matches| matches!(matches, Matches::From(_)));
+    async fn put(&mut self, node: Vec<IpAddr>, stand: Stand) -> Result<(), GateError> {
+        let awake = self.stand != Stand::Shut || stand != Stand::Shut;
         let (backend, namespace) = (self.activator.backend, self.namespace.clone());
-        let rules = Rules { matches, ..self.rules.clone() };
+        let known = self.generation.filter(|_| self.rules.node == node);
+        let rules = Rules { node, ..self.rules.clone() };
         let put = spawn_blocking(move || {
-            netns::inside(&namespace, || Ok::<_, GateError>(backend.put(&rules)?)).map(|()| rules)
+            netns::inside(&namespace, || {
+                let turned = known.map(|generation| backend.turn(&rules.chain, stand, generation));
+                let generation = match turned {
+                    Some(Ok(generation)) => Some(generation),
+                    refused => {
+                        debug!(chain = rules.chain, ?refused, "all rules are written");
+                        backend.put(&rules, stand)?
+                    }
+                };
+                Ok::<_, GateError>((rules, generation))
+            })
         });
         tokio::pin!(put);
-        self.rules = loop {
+        (self.rules, self.generation) = loop {
             tokio::select! {
                 done = &mut put => break done??,
                 // Rules of before go on sending packets here.
@@ -201,6 +212,7 @@ impl Gate {
                 }
             }
         };
+        self.stand = stand;
         Ok(())
     }
 
@@ -301,9 +313,12 @@ impl Gate {
     /// # Errors
     /// See [`GateError`].
     pub async fn remove(mut self) -> Result<(), GateError> {
-        self.ajar(Vec::new()).await?;
-        let Self { activator, namespace, rules, .. } = self;
-        let backend = activator.backend;
+        self.release()?;
+        self.put(self.rules.node.clone(), Stand::Open).await?;
+        // Nothing comes any more. What came last, and closing the queue would drop, may be unread still.
+        self.release()?;
+        let Self { activator, namespace, rules, .. } = &self;
+        let (backend, namespace, rules) = (activator.backend, namespace.clone(), rules.clone());
         spawn_blocking(move || netns::inside(&namespace, || Ok(backend.remove(&rules.chain)?))).await?
     }
 
@@ -321,7 +336,7 @@ impl Gate {
         let (id, packet) = self.readable().await?;
         // Who asks whose connection that is pays for it: only the node's own packets are worth it.
         let probe = packet.tcp
-            && self.node.contains(&packet.from.ip())
+            && self.rules.node.contains(&packet.from.ip())
             && kubelet::owns(&self.activator.kubelet, packet.from, packet.to);
         let knock = (!probe).then_some(Knock { from: packet.from, to: packet.to });
         debug!(?knock, "a packet is held");

@@ -13,10 +13,12 @@ mod gate;
 pub mod idle;
 mod kubelet;
 mod listeners;
+mod nfnetlink;
 mod packet;
 mod queue;
 mod responder;
 mod rules;
+mod turn;
 
 pub use gate::{Activator, Gate, GateError, Knock};
 pub use listeners::Listeners;

@@ -7,24 +7,21 @@
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 
-use netlink_packet_core::{
-    DefaultNla, Emitable, NLM_F_ACK, NLM_F_REQUEST, NLMSG_ERROR, NlaBuffer, NlasIterator,
-};
+use netlink_packet_core::{DefaultNla, NLM_F_ACK, NLM_F_REQUEST, NlaBuffer, NlasIterator};
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use tokio::io::Interest;
 use woodfrog_sys::ready::Ready;
 
+use super::nfnetlink::{BUFFER, acknowledged, body, field, kind, message, receive};
 use super::rules::PROBE_MARK;
 
 /// Held packets beyond this are dropped, and come again. A client's retransmission is the limit's price.
 pub(super) const MAX_HELD: u32 = 4096;
 /// The same where datagrams come, each of which may have 64 KiB.
 pub(super) const MAX_HELD_DATAGRAMS: u32 = 512;
-/// How much of a packet is looked at: an IPv6 header, some extensions, a TCP header with options.
+/// How much of a packet is looked at: an IPv6 header, some extensions, a TCP header with options. Far less than [`BUFFER`].
 const LOOKED_AT: u32 = 192;
-/// For a message of the kernel's: [`LOOKED_AT`] and what it tells beside.
-const BUFFER: usize = 2048;
 
 const SUBSYSTEM: u16 = 3 << 8;
 const PACKET: u16 = SUBSYSTEM;
@@ -41,10 +38,6 @@ const CONFIG_PARAMS: u16 = 2;
 const CONFIG_MAX_LENGTH: u16 = 3;
 const COMMAND_BIND: u8 = 1;
 const COPY_PACKET: u8 = 2;
-
-/// `nlmsghdr` and `nfgenmsg`.
-const HEADERS: usize = 20;
-const NETLINK_HEADER: usize = 16;
 
 /// A packet that waits for its verdict.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -155,50 +148,30 @@ impl Queue {
         header.extend(id.to_be_bytes());
         let mut attributes = vec![DefaultNla::new(ATTR_VERDICT_HEADER, header)];
         attributes.extend(mark.map(|mark| DefaultNla::new(ATTR_MARK, mark.to_be_bytes().to_vec())));
-        let message = message(kind, NLM_F_REQUEST, self.number, &attributes);
+        let message = message(kind, NLM_F_REQUEST, 0, self.number, &attributes);
         rustix::io::write(self.socket.get(), &message)?;
         Ok(())
     }
 }
 
-fn message(kind: u16, flags: u16, queue: u16, attributes: &[DefaultNla]) -> Vec<u8> {
-    let mut body = vec![0; attributes.buffer_len()];
-    attributes.emit(&mut body);
-    let mut bytes = ((HEADERS + body.len()) as u32).to_ne_bytes().to_vec();
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(flags.to_ne_bytes());
-    // Sequence number and port: the answer to the only question that is open.
-    bytes.extend([0; 8]);
-    // Any family, version 0, and the queue.
-    bytes.extend([0, 0]);
-    bytes.extend(queue.to_be_bytes());
-    bytes.extend(body);
-    bytes
-}
-
 fn ask(socket: &Socket, queue: u16, attribute: u16, value: Vec<u8>) -> io::Result<()> {
     let attributes = [DefaultNla::new(attribute, value)];
-    socket.send(&message(CONFIG, NLM_F_REQUEST | NLM_F_ACK, queue, &attributes), 0)?;
+    socket.send(&message(CONFIG, NLM_F_REQUEST | NLM_F_ACK, 0, queue, &attributes), 0)?;
     loop {
-        let mut answer = Vec::with_capacity(BUFFER);
-        socket.recv(&mut answer, 0)?;
         // Packets may come before the answer to the last question. They stay held until the next release, which lets them through
         // unseen: whoever sent them knocks once more.
-        let Some(kind) = field::<2>(&answer, 4).map(u16::from_ne_bytes) else { continue };
-        if kind == NLMSG_ERROR {
-            let error = field::<4>(&answer, NETLINK_HEADER).map_or(0, i32::from_ne_bytes);
-            return if error == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(-error)) };
+        if let Some(answer) = acknowledged(&receive(socket)?) {
+            return answer;
         }
     }
 }
 
 fn held(message: &[u8]) -> Option<Held> {
-    let length = u32::from_ne_bytes(field(message, 0)?) as usize;
-    if u16::from_ne_bytes(field(message, 4)?) != PACKET {
+    if kind(message)? != PACKET {
         return None;
     }
     let (mut id, mut bytes) = (None, Vec::new());
-    for attribute in NlasIterator::new(message.get(HEADERS..length)?) {
+    for attribute in NlasIterator::new(body(message)?) {
         let attribute: NlaBuffer<&[u8]> = attribute.ok()?;
         match attribute.kind() {
             ATTR_PACKET_HEADER => id = field(attribute.value(), 0).map(u32::from_be_bytes),
@@ -207,8 +180,4 @@ fn held(message: &[u8]) -> Option<Held> {
         }
     }
     Some(Held { id: id?, bytes })
-}
-
-fn field<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
-    bytes.get(at..)?.first_chunk().copied()
 }

@@ -2,10 +2,15 @@
 //! Kubernetes has: `nft` where the kernel has nftables' own queue, `iptables-nft-restore` where it has only the xtables target.
 //!
 //! ```text
-//!   mangle PREROUTING ─► chain of this container
+//!   mangle PREROUTING ─► chain of this container ─► its chain `-s`, while it is shut
 //!        marked as kubelet's ─► TPROXY to the responder on loopback
 //!        TCP SYN or UDP to a listener's port ─► NFQUEUE (dropped while nobody listens to the queue)
+//!                                                ─► its chain `-a`, while it is ajar
+//!        marked as kubelet's ─► TPROXY
+//!        TCP SYN from the node to a listener's port ─► NFQUEUE (passes while nobody listens to the queue)
 //! ```
+//!
+//! Both chains are there as long as the gate is, and one jump is all that changes (see [`turn`]).
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -14,12 +19,17 @@ use std::net::IpAddr;
 use std::process::{Command, Stdio};
 
 use super::listeners::Listeners;
+use super::turn::{self, Table};
 
 /// Packets that the responder is to answer carry this mark, and no others do: it is set by verdict in the pod's own namespace.
 pub(super) const PROBE_MARK: u32 = 0x0057_4650;
 
 /// How the names of all chains begin.
 pub(super) const PREFIX: &str = "woodfrog-";
+
+/// How the names of a container's further chains end.
+const SHUT: &str = "-s";
+const AJAR: &str = "-a";
 
 /// Why the rules cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -54,25 +64,38 @@ pub(super) enum Backend {
 /// The rules of one container.
 #[derive(Clone, Debug)]
 pub(super) struct Rules {
-    /// Unique in the network namespace; at most 28 characters, the bound for a chain's name.
+    /// Unique in the network namespace. With [`SHUT`] or [`AJAR`] it has at most 28 characters, the bound for a chain's name.
     pub(super) chain: String,
     /// The queue's number.
     pub(super) queue: u16,
     /// The ports.
     pub(super) listeners: Listeners,
-    /// Which packets to them.
-    pub(super) matches: Matches,
+    /// The node's own addresses.
+    pub(super) node: Vec<IpAddr>,
     /// The responder's port, on loopback.
     pub(super) responder: u16,
 }
 
 /// Which packets go to the queue.
-#[derive(Clone, Debug)]
-pub(super) enum Matches {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stand {
     /// All first packets; without a listener on the queue they are dropped.
-    All,
-    /// TCP SYNs from these addresses; without a listener on the queue they pass.
-    From(Vec<IpAddr>),
+    Shut,
+    /// TCP SYNs from the node's addresses; without a listener on the queue they pass.
+    Ajar,
+    /// None.
+    Open,
+}
+
+impl Stand {
+    /// The chain with its rules.
+    fn chain(self, chain: &str) -> Option<String> {
+        match self {
+            Self::Shut => Some(format!("{chain}{SHUT}")),
+            Self::Ajar => Some(format!("{chain}{AJAR}")),
+            Self::Open => None,
+        }
+    }
 }
 
 impl Backend {
@@ -82,32 +105,41 @@ impl Backend {
     /// None works.
     pub(super) fn probe() -> Result<Self, RulesError> {
         let listeners = Listeners { tcp: [1].into(), udp: [1].into() };
-        let rules = Rules {
-            chain: "woodfrog-probe".into(),
-            queue: 1,
-            listeners,
-            matches: Matches::All,
-            responder: 1,
-        };
-        if Self::Nftables.put(&rules).is_ok() {
+        let rules =
+            Rules { chain: "woodfrog-probe".into(), queue: 1, listeners, node: Vec::new(), responder: 1 };
+        if Self::Nftables.put(&rules, Stand::Shut).is_ok() {
             return Ok(Self::Nftables);
         }
-        Self::Iptables.put(&rules).map(|()| Self::Iptables)
+        Self::Iptables.put(&rules, Stand::Shut).map(|_| Self::Iptables)
     }
 
     /// Puts the rules in the calling thread's network namespace, in place of earlier ones of that chain: no packet finds
-    /// neither.
+    /// neither. Which generation the namespace's rules are then, for [`Backend::turn`]; none if that cannot be known.
     ///
     /// # Errors
     /// The kernel or the programs lack something.
-    pub(super) fn put(self, rules: &Rules) -> Result<(), RulesError> {
+    pub(super) fn put(self, rules: &Rules, stand: Stand) -> Result<Option<u32>, RulesError> {
         match self {
-            Self::Nftables => run("nft", &["-f", "-"], &rules.nftables()),
+            Self::Nftables => run("nft", &["-f", "-"], &rules.nftables(stand))?,
             Self::Iptables => IPTABLES.into_iter().try_for_each(|(program, save, loopback)| {
                 let linked = output(save, &["-t", "mangle"])?.contains(&jump(&rules.chain));
-                run(program, &["--noflush"], &rules.iptables(loopback, !linked))
-            }),
+                run(program, &["--noflush"], &rules.iptables(stand, loopback, !linked))
+            })?,
         }
+        Ok(turn::generation().ok())
+    }
+
+    /// Has the rules stand otherwise, if they are those that [`Backend::put`] has put: without a program, and with nothing taken away that the
+    /// kernel would have to wait for. Which generation they are then.
+    ///
+    /// # Errors
+    /// Somebody else has changed rules in this namespace.
+    pub(super) fn turn(self, chain: &str, stand: Stand, generation: u32) -> io::Result<u32> {
+        let tables = match self {
+            Self::Nftables => &[Table { family: INET, name: chain }][..],
+            Self::Iptables => &[Table { family: IPV4, name: MANGLE }, Table { family: IPV6, name: MANGLE }],
+        };
+        turn::turn(generation, tables, chain, stand.chain(chain).as_deref())
     }
 
     /// The chains in the calling thread's network namespace.
@@ -123,7 +155,8 @@ impl Backend {
             }
         };
         let names = text.lines().filter_map(|line| line.strip_prefix(before)?.split(' ').next());
-        Ok(names.filter(|name| name.starts_with(PREFIX)).map(str::to_owned).collect())
+        let ours = names.filter(|name| name.starts_with(PREFIX));
+        Ok(ours.map(|name| name.trim_end_matches(SHUT).trim_end_matches(AJAR).to_owned()).collect())
     }
 
     /// Takes the rules away, if they are there.
@@ -141,8 +174,13 @@ impl Backend {
                 if !output(save, &["-t", "mangle"])?.contains(&jump(chain)) {
                     return Ok(());
                 }
-                let jump = format!("-D PREROUTING -j {chain}");
-                run(program, &["--noflush"], &format!("*mangle\n{jump}\n-F {chain}\n-X {chain}\nCOMMIT\n"))
+                // Naming the chains empties them, and makes those that an earlier release did not have.
+                let mut text = String::from("*mangle\n");
+                let all = ["", SHUT, AJAR].map(|end| format!("{chain}{end}"));
+                all.iter().for_each(|chain| text += &format!(":{chain} - [0:0]\n"));
+                text += &format!("-D PREROUTING -j {chain}\n");
+                all.iter().for_each(|chain| text += &format!("-X {chain}\n"));
+                run(program, &["--noflush"], &(text + "COMMIT\n"))
             }),
         }
     }
@@ -154,42 +192,50 @@ const IPTABLES: [(&str, &str, &str); 2] = [
     ("ip6tables-nft-restore", "ip6tables-nft-save", "::1"),
 ];
 
+/// The table of its rules there.
+const MANGLE: &str = "mangle";
+
+/// `NFPROTO_*`.
+const INET: u8 = 1;
+const IPV4: u8 = 2;
+const IPV6: u8 = 10;
+
 fn jump(chain: &str) -> String {
     format!("-A PREROUTING -j {chain}\n")
 }
 
 impl Rules {
-    fn iptables(&self, loopback: &str, link: bool) -> String {
-        let Self { chain, queue, listeners, matches, responder } = self;
-        // Naming the chain empties it, in the same transaction that fills it.
-        let mut text = format!("*mangle\n:{chain} - [0:0]\n");
+    fn iptables(&self, stand: Stand, loopback: &str, link: bool) -> String {
+        let Self { chain, queue, listeners, node, responder } = self;
+        // Naming the chains empties them, in the same transaction that fills them.
+        let mut text = String::from("*mangle\n");
+        for end in ["", SHUT, AJAR] {
+            let _ = writeln!(text, ":{chain}{end} - [0:0]");
+        }
         // It stays while the gate is ajar: without TPROXY the kernel ends reassembly, and drops whatever any queue of the
         // namespace holds.
-        let _ = writeln!(
-            text,
-            "-A {chain} -p tcp -m mark --mark {PROBE_MARK:#x} -j TPROXY --on-port {responder} --on-ip {loopback}"
-        );
-        match matches {
-            Matches::All => {
-                for port in &listeners.tcp {
-                    let _ = writeln!(
-                        text,
-                        "-A {chain} -p tcp --syn --dport {port} -j NFQUEUE --queue-num {queue}"
-                    );
-                }
-                for port in &listeners.udp {
-                    let _ = writeln!(text, "-A {chain} -p udp --dport {port} -j NFQUEUE --queue-num {queue}");
-                }
-            }
-            Matches::From(sources) => {
-                let of_family = |ip: &&IpAddr| ip.is_ipv4() != loopback.contains(':');
-                for (source, port) in product(sources.iter().filter(of_family), &listeners.tcp) {
-                    let _ = writeln!(
-                        text,
-                        "-A {chain} -s {source} -p tcp --syn --dport {port} -j NFQUEUE --queue-num {queue} --queue-bypass"
-                    );
-                }
-            }
+        for end in [SHUT, AJAR] {
+            let _ = writeln!(
+                text,
+                "-A {chain}{end} -p tcp -m mark --mark {PROBE_MARK:#x} -j TPROXY --on-port {responder} --on-ip {loopback}"
+            );
+        }
+        for port in &listeners.tcp {
+            let _ =
+                writeln!(text, "-A {chain}{SHUT} -p tcp --syn --dport {port} -j NFQUEUE --queue-num {queue}");
+        }
+        for port in &listeners.udp {
+            let _ = writeln!(text, "-A {chain}{SHUT} -p udp --dport {port} -j NFQUEUE --queue-num {queue}");
+        }
+        let of_family = |ip: &&IpAddr| ip.is_ipv4() != loopback.contains(':');
+        for (source, port) in product(node.iter().filter(of_family), &listeners.tcp) {
+            let _ = writeln!(
+                text,
+                "-A {chain}{AJAR} -s {source} -p tcp --syn --dport {port} -j NFQUEUE --queue-num {queue} --queue-bypass"
+            );
+        }
+        if let Some(to) = stand.chain(chain) {
+            let _ = writeln!(text, "-A {chain} -j {to}");
         }
         if link {
             text += &jump(chain);
@@ -197,35 +243,36 @@ impl Rules {
         text + "COMMIT\n"
     }
 
-    fn nftables(&self) -> String {
+    fn nftables(&self, stand: Stand) -> String {
         const SYN: &str = "tcp flags & (fin|syn|rst|ack) == syn tcp dport";
-        let Self { chain, queue, listeners, matches, responder } = self;
-        let mut text = format!("add table inet {chain}\nflush table inet {chain}\ntable inet {chain} {{\n");
-        text += "chain prerouting {\ntype filter hook prerouting priority mangle; policy accept;\n";
+        let Self { chain, queue, listeners, node, responder } = self;
+        let mut probes = String::new();
         for (family, loopback) in [("ip", "127.0.0.1"), ("ip6", "[::1]")] {
             let _ = writeln!(
-                text,
+                probes,
                 "meta l4proto tcp meta mark {PROBE_MARK:#x} tproxy {family} to {loopback}:{responder} accept"
             );
         }
-        match matches {
-            Matches::All => {
-                for port in &listeners.tcp {
-                    let _ = writeln!(text, "{SYN} {port} queue num {queue}");
-                }
-                for port in &listeners.udp {
-                    let _ = writeln!(text, "udp dport {port} queue num {queue}");
-                }
-            }
-            Matches::From(sources) => {
-                for (source, port) in product(sources.iter(), &listeners.tcp) {
-                    let family = if source.is_ipv4() { "ip" } else { "ip6" };
-                    let _ =
-                        writeln!(text, "{family} saddr {source} {SYN} {port} queue flags bypass to {queue}");
-                }
-            }
+        let mut shut = probes.clone();
+        for port in &listeners.tcp {
+            let _ = writeln!(shut, "{SYN} {port} queue num {queue}");
         }
-        text + "}\n}\n"
+        for port in &listeners.udp {
+            let _ = writeln!(shut, "udp dport {port} queue num {queue}");
+        }
+        let mut ajar = probes;
+        for (source, port) in product(node.iter(), &listeners.tcp) {
+            let family = if source.is_ipv4() { "ip" } else { "ip6" };
+            let _ = writeln!(ajar, "{family} saddr {source} {SYN} {port} queue flags bypass to {queue}");
+        }
+        let to = stand.chain(chain).map(|to| format!("jump {to}\n")).unwrap_or_default();
+        format!(
+            "add table inet {chain}\nflush table inet {chain}\ntable inet {chain} {{\n\
+             chain {chain}{SHUT} {{\n{shut}}}\n\
+             chain {chain}{AJAR} {{\n{ajar}}}\n\
+             chain {chain} {{\n{to}}}\n\
+             chain prerouting {{\ntype filter hook prerouting priority mangle; policy accept;\njump {chain}\n}}\n}}\n"
+        )
     }
 }
 
@@ -268,40 +315,61 @@ mod tests {
 
     fn rules() -> Rules {
         let listeners = Listeners { tcp: [80, 8080].into(), udp: [53].into() };
-        Rules { chain: "woodfrog-0123".into(), queue: 7, listeners, matches: Matches::All, responder: 4000 }
+        let node = vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()];
+        Rules { chain: "woodfrog-0123".into(), queue: 7, listeners, node, responder: 4000 }
     }
 
     #[test]
     fn iptables_rules_queue_first_packets_and_hand_probes_over() {
         assert_eq!(
-            rules().iptables("127.0.0.1", true),
+            rules().iptables(Stand::Shut, "127.0.0.1", true),
             "*mangle\n\
              :woodfrog-0123 - [0:0]\n\
-             -A woodfrog-0123 -p tcp -m mark --mark 0x574650 -j TPROXY --on-port 4000 --on-ip 127.0.0.1\n\
-             -A woodfrog-0123 -p tcp --syn --dport 80 -j NFQUEUE --queue-num 7\n\
-             -A woodfrog-0123 -p tcp --syn --dport 8080 -j NFQUEUE --queue-num 7\n\
-             -A woodfrog-0123 -p udp --dport 53 -j NFQUEUE --queue-num 7\n\
+             :woodfrog-0123-s - [0:0]\n\
+             :woodfrog-0123-a - [0:0]\n\
+             -A woodfrog-0123-s -p tcp -m mark --mark 0x574650 -j TPROXY --on-port 4000 --on-ip 127.0.0.1\n\
+             -A woodfrog-0123-a -p tcp -m mark --mark 0x574650 -j TPROXY --on-port 4000 --on-ip 127.0.0.1\n\
+             -A woodfrog-0123-s -p tcp --syn --dport 80 -j NFQUEUE --queue-num 7\n\
+             -A woodfrog-0123-s -p tcp --syn --dport 8080 -j NFQUEUE --queue-num 7\n\
+             -A woodfrog-0123-s -p udp --dport 53 -j NFQUEUE --queue-num 7\n\
+             -A woodfrog-0123-a -s 10.0.0.1 -p tcp --syn --dport 80 -j NFQUEUE --queue-num 7 --queue-bypass\n\
+             -A woodfrog-0123-a -s 10.0.0.1 -p tcp --syn --dport 8080 -j NFQUEUE --queue-num 7 --queue-bypass\n\
+             -A woodfrog-0123 -j woodfrog-0123-s\n\
              -A PREROUTING -j woodfrog-0123\n\
              COMMIT\n"
         );
-        assert!(!rules().iptables("::1", false).contains("-A PREROUTING"));
+        assert!(!rules().iptables(Stand::Shut, "::1", false).contains("-A PREROUTING"));
     }
 
     #[test]
     fn nftables_rules_say_the_same() {
-        let text = rules().nftables();
+        let text = rules().nftables(Stand::Shut);
         assert!(text.contains("tcp flags & (fin|syn|rst|ack) == syn tcp dport 8080 queue num 7\n"));
         assert!(text.contains("udp dport 53 queue num 7\n"));
         assert!(text.contains("tproxy ip6 to [::1]:4000"));
+        assert!(text.contains("chain woodfrog-0123 {\njump woodfrog-0123-s\n}"));
     }
 
     #[test]
     fn ajar_only_the_node_s_own_are_looked_at_and_pass_without_an_agent() {
-        let sources = vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()];
-        let rules = Rules { matches: Matches::From(sources), ..rules() };
-        let v6 = rules.iptables("::1", false);
-        assert!(v6.contains("-s fd00::1 -p tcp --syn --dport 80 -j NFQUEUE --queue-num 7 --queue-bypass\n"));
-        assert!(!v6.contains("10.0.0.1") && !v6.contains("udp") && v6.contains("TPROXY"));
-        assert!(rules.nftables().contains("ip saddr 10.0.0.1 tcp flags"));
+        let v6 = rules().iptables(Stand::Ajar, "::1", false);
+        assert!(
+            v6.contains("-a -s fd00::1 -p tcp --syn --dport 80 -j NFQUEUE --queue-num 7 --queue-bypass\n")
+        );
+        assert!(v6.contains("-A woodfrog-0123 -j woodfrog-0123-a\n"));
+        assert!(!v6.contains("10.0.0.1") && !v6.contains("-a -p udp"));
+        assert!(rules().nftables(Stand::Ajar).contains("ip saddr 10.0.0.1 tcp flags"));
+    }
+
+    #[test]
+    fn open_nothing_is_looked_at() {
+        assert!(!rules().iptables(Stand::Open, "127.0.0.1", false).contains("-A woodfrog-0123 "));
+        assert!(rules().nftables(Stand::Open).contains("chain woodfrog-0123 {\n}"));
+    }
+
+    #[test]
+    fn chain_names_fit() {
+        let longest = format!("{PREFIX}{}{SHUT}", "0".repeat(16));
+        assert!(longest.len() <= 28, "{longest}");
     }
 }

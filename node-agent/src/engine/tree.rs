@@ -142,7 +142,9 @@ pub fn resident_bytes(pid: i32) -> Result<u64, ProcError> {
 /// It has ended.
 pub fn open_sockets(pid: i32) -> Result<BTreeSet<u64>, ProcError> {
     let targets = Proc::new(pid)?.fd()?.flatten().map(|fd| fd.target);
-    Ok(targets.filter_map(|target| if let FDTarget::Socket(inode) = target { Some(inode) } else { None }).collect())
+    Ok(targets
+        .filter_map(|target| if let FDTarget::Socket(inode) = target { Some(inode) } else { None })
+        .collect())
 }
 
 fn root(init: i32, application: i32) -> Result<i32, ProcError> {

@@ -14,6 +14,7 @@ use woodfrog_tests::{STARTUP, World, in_world, standby};
 use crate::leaks::{self, Holdings};
 use crate::traffic::{get_and_from, on_node, syns_again};
 
+/// How many pods of a kind there are, unless `WOODFROG_SLEEPERS` says otherwise.
 const PODS: usize = 4;
 /// Pauses are longer than this, by so much more or less that requests come at any moment of falling asleep.
 const IDLE: Duration = Duration::from_millis(100);
@@ -95,7 +96,12 @@ fn node_pods_sleep_and_wake_under_traffic_and_lose_no_answer_and_leak_nothing() 
     let cycles = crate::number("WOODFROG_CYCLES", 8) as u64;
     in_world("stress-cycles", &[App::Synthetic], async |world| {
         let image = image(world).await?;
+        // All, unless there is time for some only.
+        let wanted = std::env::var("WOODFROG_KINDS").ok();
         for kind in KINDS {
+            if wanted.as_ref().is_some_and(|wanted| !wanted.split(',').any(|name| name == kind.name)) {
+                continue;
+            }
             sleep_and_wake(world, &image, kind, cycles).await.context(kind.name)?;
         }
         Ok(())
@@ -106,7 +112,7 @@ async fn sleep_and_wake(world: &World<'_>, image: &str, kind: Kind, cycles: u64)
     let pods = pods(world, image, kind).await?;
     let mut seen: Vec<Seen> = pods.iter().map(|_| Seen::default()).collect();
     // Whatever is made once is there after one cycle each.
-    traffic(world, &pods, kind, PODS as u64, &mut seen)?;
+    traffic(world, &pods, kind, pods.len() as u64, &mut seen)?;
     asleep(world, &pods, kind).await?;
     let (before, memory) = (Holdings::of(world, &pods).await?, leaks::agent_memory(world.node)?);
     let (began, lost) = (Instant::now(), syns_again(world)?);
@@ -150,7 +156,7 @@ async fn image(world: &World<'_>) -> Result<String> {
 /// Pods of a kind that sleep, from one image.
 async fn pods(world: &World<'_>, image: &str, kind: Kind) -> Result<Vec<Container>> {
     let mut pods = Vec::new();
-    for number in 0..PODS {
+    for number in 0..crate::number("WOODFROG_SLEEPERS", PODS) {
         let idle = format!("{}ms", IDLE.as_millis());
         let mut spec = standby(&format!("{}-{number}", kind.name), image, kind.standby, Some(&idle));
         spec.annotations.insert("woodfrog.dev/on-idle".into(), kind.on_idle.into());
