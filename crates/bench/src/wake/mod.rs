@@ -59,10 +59,10 @@ async fn measure(place: &Place, workload: &Workload, runs: u32, bar: &Bar) -> Re
             dormant_ms,
             awake_ms,
             thaw_ms,
-            frozen_ms: frozen(place, &ours).await?,
-            bare_ms: response(&ours).await?,
-            proxy_ms: proxy.first_byte().await?,
-            cold_ms: response(&cold).await?,
+            frozen_ms: frozen(place, &ours).await.context("a frozen pod")?,
+            bare_ms: response(&ours).await.context("a bare thaw")?,
+            proxy_ms: proxy.first_byte().await.context("behind the proxy")?,
+            cold_ms: response(&cold).await.context("a cold start")?,
         };
         bar.done(&sample.to_string());
         samples.add(sample);
@@ -84,9 +84,11 @@ async fn dormant(place: &Place, ours: &Woodfrog) -> Result<(f64, f64, f64)> {
     let measured = async {
         managed(place, &container.id)?.expect("dormant")?;
         let address = SocketAddr::new(container.ip(), PORT);
-        let (dormant, awake) = place
-            .node
-            .in_network(|| Ok::<_, anyhow::Error>((first_byte(address)?, first_byte(address)?)))??;
+        let ask = || {
+            let dormant = first_byte(address).context("the request that wakes it")?;
+            Ok::<_, anyhow::Error>((dormant, first_byte(address).context("a request to it awake")?))
+        };
+        let (dormant, awake) = place.node.in_network(ask)??;
         let woken = managed(place, &container.id)?;
         woken.expect("thawed")?;
         ours.state.check(&place.node, container.ip())?;

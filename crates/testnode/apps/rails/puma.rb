@@ -6,3 +6,5 @@ threads 2, 5
 preload_app!
 # Now and then a worker that is told to end waits for its own server thread for ever; then the first process kills it.
 worker_shutdown_timeout 5
+# It is the wall clock that tells how long a worker was silent, and that of a thawed one was for as long as the image is old.
+worker_timeout 10 * 365 * 86_400
