@@ -55,7 +55,7 @@ async fn starts_cold(world: &World<'_>, name: &str, words: &str) -> Result<()> {
 fn node_an_agent_killed_in_any_phase_of_a_thaw_leaves_a_running_application() {
     in_world("killed-thaw", &[App::Synthetic], async |world| {
         frozen(world).await?;
-        let phases = ["prepare", "check", "worker", "lease", "restore", "commit", "resume"];
+        let phases = ["prepare", "worker", "check", "lease", "restore", "commit", "resume"];
         for phase in phases {
             world.stack.kill_agent()?;
             world.stack.start_agent_that_crashes(&format!("thaw:{phase}"))?;

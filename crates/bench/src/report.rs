@@ -111,7 +111,7 @@ impl Metric {
 
     /// The phases of a thaw, in order.
     pub(crate) const PHASES: [Self; 7] =
-        [Self::Prepare, Self::Check, Self::Worker, Self::Lease, Self::Restore, Self::Commit, Self::Resume];
+        [Self::Prepare, Self::Worker, Self::Check, Self::Lease, Self::Restore, Self::Commit, Self::Resume];
 
     /// What CRIU does in a thaw, in order.
     pub(crate) const CRIU: [Self; 4] =

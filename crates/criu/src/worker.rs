@@ -145,6 +145,8 @@ impl Setup {
         }
         program.variable(c_string(format!("PATH={nothing}")));
         program.variable(c_string(format!("GNUTLS_SYSTEM_PRIORITY_FILE={nothing}/none")));
+        // It encrypts nothing here, and need not get ready to.
+        program.variable(c"GNUTLS_NO_IMPLICIT_INIT=1".to_owned());
         if !toolchain.uses_breakpoints() {
             // `FI_NO_BREAKPOINTS`: CRIU stops its tasks at each system call instead.
             program.variable(c"CRIU_FAULT=130".to_owned());

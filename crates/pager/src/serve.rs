@@ -37,6 +37,9 @@ const PIECE: u64 = 512 << 10;
 const SMALL_PIECE: u64 = 64 << 10;
 /// How long after a fault the next one is expected.
 const BUSY: Duration = Duration::from_millis(1);
+/// What is not known to be wanted waits so long after CRIU has finished: it stops the threads once more then, and lets them go, and the first request
+/// is answered. To fill memory in keeps others out of its address space.
+const HEAD_START: Duration = Duration::from_millis(30);
 /// How long to wait for what has to be waited for without an event: a mapping, memory.
 const PAUSE: Duration = Duration::from_micros(200);
 /// A recording ends when nothing was wanted for so long, and in any case after the second time.
@@ -77,8 +80,8 @@ enum Criu {
     Awaited(OwnedFd),
     /// It restores.
     Connected { socket: OwnedFd, process: Option<i32> },
-    /// The threads run.
-    Finished,
+    /// The threads are about to run.
+    Finished { at: Instant },
 }
 
 /// What a pager is given beside its plan and the pages.
@@ -152,7 +155,7 @@ impl Pager {
         match self.serve_all() {
             Ok(()) => {}
             // Nobody needs the rest. What was wanted is worth knowing.
-            Err(PagerError::Ended) if matches!(self.criu, Criu::Finished) => {
+            Err(PagerError::Ended) if matches!(self.criu, Criu::Finished { .. }) => {
                 self.tell();
                 return Ok(());
             }
@@ -204,7 +207,7 @@ impl Pager {
             self.answer()?;
             self.look();
             self.bury()?;
-            let finished = matches!(self.criu, Criu::Finished);
+            let finished = matches!(self.criu, Criu::Finished { .. });
             let left: u64 = self.processes.iter().map(|memory| memory.pending.bytes()).sum();
             if finished && self.report.nearly_us == 0 && left <= self.total / 100 {
                 self.report.nearly_us = monotonic_us();
@@ -213,10 +216,8 @@ impl Pager {
                 return Ok(());
             }
             pause = match (self.fill()?, later) {
-                // Only CRIU or a process can bring something to do.
-                (None, Served::Well) => None,
-                (Some(Served::Well), Served::Well) => Some(Duration::ZERO),
-                _ => Some(PAUSE),
+                (pause, Served::Well) => pause,
+                (_, Served::Later) => Some(PAUSE),
             };
         }
     }
@@ -245,7 +246,7 @@ impl Pager {
     fn wait(&self, pause: Option<Duration>) -> Result<(), PagerError> {
         let criu = match &self.criu {
             Criu::Awaited(socket) | Criu::Connected { socket, .. } => Some(socket.as_fd()),
-            Criu::Finished => None,
+            Criu::Finished { .. } => None,
         };
         let sharing = self.sharing.as_ref();
         let asking = sharing.map(|sharing| sharing.standing.as_fd());
@@ -265,7 +266,7 @@ impl Pager {
     fn hear_criu(&mut self) -> Result<(), PagerError> {
         while is_readable(match &self.criu {
             Criu::Awaited(socket) | Criu::Connected { socket, .. } => socket.as_fd(),
-            Criu::Finished => return Ok(()),
+            Criu::Finished { .. } => return Ok(()),
         }) {
             match &mut self.criu {
                 Criu::Awaited(listener) => {
@@ -289,7 +290,7 @@ impl Pager {
                         self.begin(pid, Userfault::new(descriptor))?;
                     }
                 },
-                Criu::Finished => return Ok(()),
+                Criu::Finished { .. } => return Ok(()),
             }
         }
         Ok(())
@@ -305,7 +306,7 @@ impl Pager {
 
     /// The threads are about to run.
     fn release(&mut self) -> Result<(), PagerError> {
-        self.criu = Criu::Finished;
+        self.criu = Criu::Finished { at: Instant::now() };
         self.report.released_us = monotonic_us();
         self.recording = self.plan.record.then(Instant::now);
         self.processes.iter_mut().for_each(|memory| memory.mapped = true);
@@ -356,7 +357,9 @@ impl Pager {
     /// Answers an agent that asks how things stand.
     fn answer(&mut self) -> Result<(), PagerError> {
         match &self.sharing {
-            Some(sharing) if matches!(self.criu, Criu::Finished) && is_readable(sharing.standing.as_fd()) => {
+            Some(sharing)
+                if matches!(self.criu, Criu::Finished { .. }) && is_readable(sharing.standing.as_fd()) =>
+            {
                 // A PID may be another process's by now.
                 self.processes.iter_mut().for_each(Memory::look_whether_gone);
                 standing::answer(sharing.standing.as_fd(), &self.processes)
@@ -401,8 +404,8 @@ impl Pager {
         Ok(later)
     }
 
-    /// Fills in a piece of the memory of some process; none if there is none to be filled in now.
-    fn fill(&mut self) -> Result<Option<Served>, PagerError> {
+    /// Fills in a piece of the memory of some process. How long to wait for an event before the next; none if only CRIU or a process can bring something to do.
+    fn fill(&mut self) -> Result<Option<Duration>, PagerError> {
         if matches!(self.criu, Criu::Awaited(_)) {
             return Ok(None);
         }
@@ -412,37 +415,41 @@ impl Pager {
         }
         let busy = self.last_fault.is_some_and(|fault| fault.elapsed() < BUSY);
         let piece = if busy { SMALL_PIECE } else { PIECE };
+        let next = |served| Some(if served == Served::Well { Duration::ZERO } else { PAUSE });
         let mut first = None;
         for memory in &mut self.processes {
             first = memory.fill_first(piece)?.or(first);
             if first == Some(Served::Well) {
-                return Ok(first);
+                return Ok(next(Served::Well));
             }
         }
         // While CRIU is at work, everything else would only be in its way.
-        if first.is_some() || !matches!(self.criu, Criu::Finished) {
-            return Ok(first);
+        let Criu::Finished { at } = self.criu else { return Ok(first.and_then(next)) };
+        if let Some(served) = first {
+            return Ok(next(served));
         }
-        if self.is_recording() {
-            return Ok(Some(Served::Later));
+        let rest = HEAD_START.saturating_sub(at.elapsed()).max(self.recording());
+        if !rest.is_zero() {
+            return Ok(Some(rest));
         }
         // In turn.
         self.processes.rotate_left(usize::from(self.processes.len() > 1));
         let Some(memory) = self.processes.iter_mut().find(|memory| memory.pending.bytes() > 0) else {
             return Ok(None);
         };
-        Ok(Some(memory.fill(piece)?))
+        Ok(next(memory.fill(piece)?))
     }
 
-    /// Whether the processes are still let ask.
-    fn is_recording(&mut self) -> bool {
-        let Some(began) = self.recording else { return false };
-        let quiet = self.last_fault.map_or(began, |fault| fault.max(began)).elapsed() > QUIET;
-        if quiet || began.elapsed() > RECORDING {
+    /// How long the processes are still let ask, at least.
+    fn recording(&mut self) -> Duration {
+        let Some(began) = self.recording else { return Duration::ZERO };
+        let quiet = self.last_fault.map_or(began, |fault| fault.max(began)).elapsed();
+        let rest = QUIET.saturating_sub(quiet).min(RECORDING.saturating_sub(began.elapsed()));
+        if rest.is_zero() {
             self.recording = None;
             self.note_wanted();
         }
-        self.recording.is_some()
+        rest
     }
 
     fn note_wanted(&mut self) {

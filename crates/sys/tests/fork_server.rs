@@ -57,7 +57,6 @@ fn end(child: &Child) {
     assert_eq!(child.wait().unwrap().terminating_signal(), Some(Signal::TERM.as_raw()));
 }
 
-
 fn children() -> Vec<i32> {
     let me = std::process::id();
     let list = fs::read_to_string(format!("/proc/{me}/task/{me}/children")).unwrap();

@@ -247,9 +247,9 @@ impl Stored {
         self.lock.as_fd()
     }
 
-    /// A process's file.
-    pub fn file(&self, pid: i32) -> Option<&OwnedFd> {
-        self.files.get(&pid)
+    /// The processes' files, by PID.
+    pub fn files(&self) -> impl Iterator<Item = (i32, &OwnedFd)> {
+        self.files.iter().map(|(pid, file)| (*pid, file))
     }
 }
 

@@ -1,22 +1,26 @@
 //! What a thaw does ahead of time, while the runtime still makes and starts the container.
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio_util::task::AbortOnDropHandle;
 use woodfrog_criu::Seat;
+use woodfrog_criu::images::Rewrite;
 use woodfrog_image::MemoryMode;
 use woodfrog_protocol::pager::WorkingSet;
 use woodfrog_sys::process::{Place, SpawnError, Waiting};
 
 use super::container::Container;
 use super::pager::{self, Pager, Planned, Sharing};
-use super::prepared::Prepared;
+use super::prepared::{PrepareError, Prepared};
 use super::thaw::{ThawError, failed};
 use super::{Engine, cgroups, images, standby};
 
@@ -40,8 +44,13 @@ pub struct Image {
     pub sharing: Option<Sharing>,
     /// What of its memory comes later; none if nothing does, or the node has no pager.
     pub planned: Option<Planned>,
-    /// For CRIU: `work` is its work directory.
-    pub scratch: TempDir,
+    /// CRIU's work directory.
+    pub work: OwnedFd,
+    /// CRIU's image directory: `changed` over the image's own.
+    pub images: OwnedFd,
+    /// The files that the container has in place of the image's.
+    changed: OwnedFd,
+    _scratch: TempDir,
 }
 
 impl Preparation {
@@ -156,8 +165,16 @@ impl Image {
         let sharing = sharing(engine, container, &prepared).await?;
         let scratch =
             tempfile::tempdir_in(&engine.dirs.scratch).map_err(failed("make a scratch directory"))?;
-        let work = scratch.path().join(WORK);
-        std::fs::create_dir(&work).map_err(failed("make a scratch directory"))?;
+        let work = scratch.path().join("work");
+        let make = |path: &Path| {
+            std::fs::create_dir(path)?;
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            Ok(rustix::fs::open(path, flags, Mode::empty())?)
+        };
+        let [opened, changed] = [work.as_path(), &scratch.path().join("images")]
+            .map(|path| make(path).map_err(failed("make a scratch directory")));
+        let (opened, changed) = (opened?, changed?);
+        let images = prepared.with(&changed)?;
         let planned = match &engine.pager {
             Some(_) => {
                 let wanted = engine.working_sets.get(&prepared.digest);
@@ -166,12 +183,33 @@ impl Image {
             None => Ok(None),
         };
         let planned = planned.map_err(failed("plan which memory comes later"))?;
-        Ok(Self { prepared, sharing, planned, scratch })
+        Ok(Self { prepared, sharing, planned, work: opened, images, changed, _scratch: scratch })
+    }
+
+    /// Puts files that the container has in place of the image's into the image directory, which nobody has looked into before.
+    ///
+    /// # Errors
+    /// They cannot be written, or are not to be seen there.
+    pub fn change(&self, rewrite: &Rewrite<'_>) -> Result<(), ThawError> {
+        rewrite.write_into(&self.changed).map_err(PrepareError::from)?;
+        // The kernel does not promise that what changes below an overlay is seen in it.
+        let seen = |name: &CStr| {
+            let stat = |dir: &OwnedFd| rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW);
+            let (written, seen) = (stat(&self.changed)?, stat(&self.images)?);
+            Ok::<_, io::Error>((written.st_ino, written.st_size) == (seen.st_ino, seen.st_size))
+        };
+        let all_seen = || {
+            for entry in Dir::read_from(&self.changed)? {
+                let entry = entry?;
+                if entry.file_type() == FileType::RegularFile && !seen(entry.file_name())? {
+                    return Err(io::Error::other("what was written is not to be seen in the overlay"));
+                }
+            }
+            Ok(())
+        };
+        all_seen().map_err(failed("change the image directory"))
     }
 }
-
-/// CRIU's work directory, in the scratch directory.
-const WORK: &str = "work";
 
 /// What is taken in a container.
 struct Taken {

@@ -3,9 +3,9 @@
 //! ```text
 //!   prepare   (from CreateContainer on) read the image, compare the node                ─┐
 //!             (once the runtime has made PID 1) take a seat in its namespaces            │
-//!   check     (beside that) lay out the volumes that the image carries; PID 1 of the     │
-//!             running container against it; rewrite what is its own                      │ any failure:
-//!   worker    CRIU in the seat                                                           │ the init starts
+//!   worker    CRIU in the seat                                                           │
+//!   check     (beside both) lay out the volumes that the image carries; PID 1 of the     │ any failure:
+//!             running container against it; rewrite what is its own                      │ the init starts
 //!   lease     the init will start nothing while CRIU (its pidfd) lives                   │ the command
 //!   restore   CRIU reads the images, and waits until the kernel has moved it into the    │
 //!             container's cgroups (begun with the seat), and the pager, which brings the │
@@ -22,7 +22,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,7 +31,9 @@ use rustix::fs::{Mode, OFlags};
 use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::timeout;
 use woodfrog_criu::images::{Rebind, Rewrite};
-use woodfrog_criu::{Connections, CriuError, LogLevel, RestoreOptions, Setup, Worker, WorkerError};
+use woodfrog_criu::{
+    Connections, CriuError, Given, LogLevel, RestoreOptions, Seat, Setup, Worker, WorkerError,
+};
 use woodfrog_image::Hook as RecordedHook;
 use woodfrog_protocol::agent::Phase;
 use woodfrog_protocol::{init::to_init, paths};
@@ -39,7 +41,6 @@ use woodfrog_protocol::{init::to_init, paths};
 use super::Engine;
 use super::container::Container;
 use super::link::{Link, LinkError};
-use super::page_store::Stored;
 use super::pager::Pager;
 use super::phases::{Stopwatch, monotonic_us};
 use super::preparation::{Image, Preparation};
@@ -211,39 +212,30 @@ async fn attempt(
     let mut watch = Stopwatch::start("thaw");
     let late = |_| failed("prepare a thaw in time")(io::ErrorKind::TimedOut.into());
     let image = timeout(PREPARED_WITHIN, preparation.image(link.pid)).await.map_err(late)??;
-    let seated = async {
-        let seat = timeout(PREPARED_WITHIN, preparation.seat(engine, link.pid, &image)).await;
+    let started = async {
+        let seat =
+            timeout(PREPARED_WITHIN, preparation.seat(engine, link.pid, &image)).await.map_err(late)??;
         watch.lap("prepare");
-        seat.map_err(late)?
+        let started = Started::new(engine, seat, link.pid, &image).await?;
+        watch.lap("worker");
+        Ok::<_, ThawError>(started)
     };
     // Both to their ends: nobody may start the command while volumes are laid out.
-    let (seat, checked) = tokio::join!(seated, check(container, link.pid, &image));
-    let (seat, checked) = (seat?, checked?);
-    let Checked { laid_out, addresses, handed: Handed { images, work, shared } } = checked;
+    let (started, checked) = tokio::join!(started, check(container, link.pid, &image));
+    let (started, checked) = (started?, checked?);
+    let Checked { laid_out, addresses, shared } = checked;
     let prepared = &image.prepared;
     let shares_memory = !shared.is_empty();
     watch.lap("check");
-
-    let mut setup = Setup::new(work).seat(seat).last_pid(highest_pid(prepared));
-    let images = setup.give(images);
-    let mut options = RestoreOptions {
+    let Started { worker, images, stdio, stored } = started;
+    let memory = shared.into_iter().filter_map(|(key, pid)| Some((key, *stored.get(&pid)?)));
+    let options = RestoreOptions {
         connections: if keeps_connections(prepared) { Connections::Keep } else { Connections::Close },
         log_level: LogLevel::Warnings,
         lazy_pages: image.planned.is_some(),
+        inherit: stdio.into_iter().chain(memory).collect(),
         ..RestoreOptions::default()
     };
-    for stdio in &prepared.record.stdio {
-        let given = setup.give(open_stdio(link.pid, stdio.fd)?);
-        if !options.inherit.iter().any(|(key, _)| *key == stdio.key) {
-            options.inherit.push((stdio.key.clone(), given));
-        }
-    }
-    for (key, file) in shared {
-        let given = setup.give(file);
-        options.inherit.push((key, given));
-    }
-    let worker = Worker::spawn(engine.criu.clone(), setup).await?;
-    watch.lap("worker");
 
     if let Some(pidfd) = worker.pidfd()
         && let Some(refusal) = link.request_lease(pidfd).await?
@@ -308,47 +300,69 @@ async fn attempt(
     })
 }
 
+/// CRIU, which waits to be told what to do.
+struct Started {
+    worker: Worker,
+    /// The image directory.
+    images: Given,
+    /// The container's standard streams, by CRIU's keys for them.
+    stdio: Vec<(String, Given)>,
+    /// The files of shared memory, by PID.
+    stored: BTreeMap<i32, Given>,
+}
+
+impl Started {
+    /// Starts it with all that it may be told to use.
+    async fn new(engine: &Engine, seat: Seat, init: i32, image: &Image) -> Result<Self, ThawError> {
+        let handed = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map_err(failed("hand CRIU its files"));
+        let mut setup =
+            Setup::new(handed(image.work.as_fd())?).seat(seat).last_pid(highest_pid(&image.prepared));
+        let images = setup.give(handed(image.images.as_fd())?);
+        let mut stdio: Vec<(String, Given)> = Vec::new();
+        for stream in &image.prepared.record.stdio {
+            let given = setup.give(open_stdio(init, stream.fd)?);
+            if !stdio.iter().any(|(key, _)| *key == stream.key) {
+                stdio.push((stream.key.clone(), given));
+            }
+        }
+        let mut stored = BTreeMap::new();
+        for (pid, file) in image.sharing.iter().flat_map(|sharing| sharing.stored.files()) {
+            stored.insert(pid, setup.give(handed(file.as_fd())?));
+        }
+        let worker = Worker::spawn(engine.criu.clone(), setup).await?;
+        Ok(Self { worker, images, stdio, stored })
+    }
+}
+
 /// What the check leaves.
 struct Checked {
     laid_out: LaidOut,
     /// The pod's.
     addresses: Vec<IpAddr>,
-    handed: Handed,
+    /// The processes whose memory is shared, by CRIU's keys for their files.
+    shared: Vec<(String, i32)>,
 }
 
 /// Lays the volumes out and checks the image against the container's PID 1.
-async fn check(container: &Container, init: i32, image: &Image) -> Result<Checked, ThawError> {
+async fn check(container: &Container, init: i32, image: &Arc<Image>) -> Result<Checked, ThawError> {
     let carried = image.prepared.clone();
     let laid_out = spawn_blocking(move || lay_out_volumes(&carried, init)).await??;
     // After the volumes, for it asks whether the container's user may open what lies there.
     let addresses = netns::addresses(init).map_err(failed("read the pod's addresses"))?;
-    let (prepared, devices) = (image.prepared.clone(), policy::spec_devices(&container.info.spec));
-    let (path, at) = (image.scratch.path().to_owned(), addresses.clone());
-    let stored = image.sharing.as_ref().map(|sharing| sharing.stored.clone());
-    let handed =
-        spawn_blocking(move || image_directory(&prepared, init, &devices, &at, stored.as_deref(), &path));
-    Ok(Checked { laid_out, addresses, handed: handed.await?? })
+    let (of, devices) = (image.clone(), policy::spec_devices(&container.info.spec));
+    let at = addresses.clone();
+    let shared = spawn_blocking(move || complete(&of, init, &devices, &at)).await??;
+    Ok(Checked { laid_out, addresses, shared })
 }
 
-/// What CRIU is handed.
-struct Handed {
-    /// The image directory.
-    images: OwnedFd,
-    /// Its work directory.
-    work: OwnedFd,
-    /// The files of shared memory, with its keys for them.
-    shared: Vec<(String, OwnedFd)>,
-}
-
-/// The image directory for CRIU, checked against the container's PID 1, and what goes with it.
-fn image_directory(
-    prepared: &Prepared,
+/// Checks the image against the container's PID 1, and puts into the image directory what is this container's own.
+fn complete(
+    image: &Image,
     init: i32,
     devices: &[policy::Device],
     addresses: &[IpAddr],
-    stored: Option<&Stored>,
-    scratch: &Path,
-) -> Result<Handed, ThawError> {
+) -> Result<Vec<(String, i32)>, ThawError> {
+    let prepared = &image.prepared;
     let mut target = policy::Target::read(init, devices)?;
     target.connections = !keeps_connections(prepared) || has_addresses_of_connections(prepared, addresses);
     let (there, here) = (prepared.record.seccomp_filters as usize, target.seccomp.len());
@@ -366,24 +380,11 @@ fn image_directory(
             rewrite.rebind(rebind);
         }
     }
-    let mut shared = Vec::new();
-    for task in stored.iter().flat_map(|_| &prepared.images.tasks) {
-        let file = i32::try_from(task.pid()).ok().and_then(|pid| stored?.file(pid));
-        let Some(file) = file else { continue };
-        if let Some(key) = rewrite.share(task.pid()) {
-            let file = file.try_clone().map_err(failed("hand over shared memory"))?;
-            shared.push((key, file));
-        }
-    }
-    let open = |name: &str| {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(rustix::fs::open(scratch.join(name), flags, Mode::empty())?)
-    };
-    let changed = std::fs::create_dir(scratch.join("images")).and_then(|()| open("images"));
-    let changed = changed.map_err(failed("make a scratch directory"))?;
-    rewrite.write_into(&changed).map_err(PrepareError::from)?;
-    let work = open("work").map_err(failed("open a scratch directory"))?;
-    Ok(Handed { images: prepared.with(&changed)?, work, shared })
+    let stored = image.sharing.iter().flat_map(|sharing| sharing.stored.files());
+    let shared =
+        stored.filter_map(|(pid, _)| Some((rewrite.share(u32::try_from(pid).ok()?)?, pid))).collect();
+    image.change(&rewrite)?;
+    Ok(shared)
 }
 
 /// Whether the state of established connections is in the image: only a freeze that keeps them writes it.
