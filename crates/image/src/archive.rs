@@ -61,6 +61,23 @@ pub(crate) enum Copied {
     Padded,
 }
 
+/// What comes before and after the content of a file that is an archive's last entry, behind some directories.
+pub(crate) fn around(directories: &[Entry], file: &Entry) -> io::Result<(Vec<u8>, Vec<u8>)> {
+    let Kind::File { size } = file.kind else { return Err(no_content()) };
+    let mut archive = Archive::new(Vec::new());
+    for directory in directories {
+        archive.append(directory)?;
+    }
+    archive.header(file, &[])?;
+    let head = std::mem::take(&mut archive.out);
+    archive.pad(size)?;
+    Ok((head, archive.finish()?))
+}
+
+fn no_content() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "only files have content")
+}
+
 /// Writes a tar stream.
 #[derive(Debug)]
 pub(crate) struct Archive<W> {
@@ -90,9 +107,7 @@ impl<W: Write> Archive<W> {
         records: &[(&[u8], &[u8])],
         mut content: impl Read,
     ) -> io::Result<Copied> {
-        let Kind::File { size } = entry.kind else {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "only files have content"));
-        };
+        let Kind::File { size } = entry.kind else { return Err(no_content()) };
         self.header(entry, records)?;
         let mut left = size;
         let mut copied = Copied::Whole;

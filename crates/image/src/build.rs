@@ -20,17 +20,19 @@ use oci_spec::image::Descriptor;
 use serde_json::json;
 use tempfile::NamedTempFile;
 
+use crate::ahead::Ahead;
 use crate::archive::{Entry, Kind, Time};
 use crate::base::BaseImage;
 use crate::config;
-use crate::counting::Counting;
 use crate::diff::{self, DiffError, DiffOptions, DiffReport};
 use crate::digest;
 use crate::hashing::Hashing;
 use crate::labels;
 use crate::layer::{self, Compression, Layer};
+use crate::page_file::{PageFile, is_memory};
+use crate::pages;
 use crate::record::{CheckpointRecord, FileRecord, PageFileRecord, RecordError, VolumeRecord};
-use crate::sparse::{Content, Extent};
+use crate::sparse::Extent;
 use crate::store::{BlobStore, StoreError};
 use crate::volume::{self, VolumeError, VolumeReport, VolumeSource};
 
@@ -116,6 +118,7 @@ pub struct ImageBuilder<'s> {
     diff: Option<Layer>,
     memory: Vec<Layer>,
     kept: BTreeMap<String, Vec<Extent>>,
+    ahead: Option<Ahead>,
     state: BTreeMap<String, PathBuf>,
     volumes: Vec<NamedTempFile>,
 }
@@ -140,6 +143,7 @@ impl<'s> ImageBuilder<'s> {
             diff: None,
             memory: Vec::new(),
             kept: BTreeMap::new(),
+            ahead: None,
             state: BTreeMap::new(),
             volumes: Vec::new(),
         }
@@ -163,6 +167,12 @@ impl<'s> ImageBuilder<'s> {
         self
     }
 
+    /// Takes what was compressed of the page files while they were written.
+    pub fn ahead(mut self, ahead: Ahead) -> Self {
+        self.ahead = Some(ahead);
+        self
+    }
+
     /// Adds what the container wrote to its root file system: its overlay's upper directory.
     pub fn rootfs_diff(
         &mut self,
@@ -181,56 +191,38 @@ impl<'s> ImageBuilder<'s> {
     /// Adds everything in CRIU's image directory: page files as memory, other files as state. Logs and
     /// sockets stay out.
     pub fn checkpoint_directory(&mut self, directory: &Path) -> Result<(), BuildError> {
+        let mut memory = Vec::new();
         for path in images_in(directory)? {
             if is_memory(&file_name(&path)?) {
-                self.memory(&path)?;
+                memory.push(path);
             } else {
                 self.state(&path)?;
             }
         }
-        Ok(())
+        self.memory(&memory)
     }
 
-    /// Adds one page file as a layer of its own.
-    pub fn memory(&mut self, path: &Path) -> Result<(), BuildError> {
-        let name = file_name(path)?;
-        if self.record.memory.iter().any(|file| file.name == name) {
-            return Err(BuildError::Name { name });
-        }
-        let before = self.record.memory_bytes();
-        let progress = self.progress.clone();
-        let kept = self.kept.remove(&name);
+    /// Adds page files, each as a layer of its own.
+    pub fn memory(&mut self, paths: &[PathBuf]) -> Result<(), BuildError> {
+        let mut frames = self.ahead.take().map(Ahead::take).unwrap_or_default();
+        tracing::debug!(frames = frames.values().map(BTreeMap::len).sum::<usize>(), "compressed before");
         let (mtime, directories) = (self.mtime(), self.directories());
-        let (layer, file) = layer::write(self.store, self.compression, labels::ROLE_MEMORY, |archive| {
-            let failed = |source| BuildError::Read { path: path.to_owned(), source };
-            let write = |e| StoreError::io("write a memory layer to", self.store.root(), e);
-            let file = File::open(path).map_err(failed)?;
-            let length = file.metadata().map_err(failed)?.len();
-            let extents = kept.unwrap_or_else(|| vec![(0, length)]);
-            let size = extents.iter().map(|extent| extent.1).sum();
-            for directory in &directories {
-                archive.append(directory).map_err(write)?;
+        let mut files = Vec::new();
+        for path in paths {
+            let name = file_name(path)?;
+            if self.record.memory.iter().any(|file| file.name == name) {
+                return Err(BuildError::Name { name });
             }
-            let mut content = Content::new(&file, &extents, length, false);
-            let mut reader = Counting::new(&mut content, |read| {
-                if let Some(progress) = &progress {
-                    progress(before + read);
-                }
-            });
-            let entry = Entry::of_root(in_checkpoint(&name), Kind::File { size }, 0o600, mtime);
-            let copied = archive.append_file(&entry, &mut reader);
-            let read = reader.read;
-            if let Some(source) = content.failed.take() {
-                return Err(failed(source));
-            }
-            copied.map_err(write)?;
-            if read != size {
-                return Err(BuildError::Changed { path: path.to_owned() });
-            }
-            Ok(PageFileRecord { name: name.clone(), size })
-        })?;
-        self.memory.push(layer);
-        self.record.memory.push(file);
+            let entry = |size| {
+                let file = Entry::of_root(in_checkpoint(&name), Kind::File { size }, 0o600, mtime);
+                (directories.clone(), file)
+            };
+            let file = PageFile::open(path, self.kept.remove(&name), entry)?;
+            let frames = frames.remove(&name).unwrap_or_default();
+            self.record.memory.push(PageFileRecord { name, size: file.size() });
+            files.push((file, frames));
+        }
+        self.memory.extend(pages::write(self.store, self.compression, files, self.progress.as_ref())?);
         Ok(())
     }
 
@@ -369,10 +361,6 @@ fn images_in(directory: &Path) -> Result<Vec<PathBuf>, BuildError> {
     }
     paths.sort();
     Ok(paths)
-}
-
-fn is_memory(name: &str) -> bool {
-    name.starts_with("pages-")
 }
 
 fn unix_seconds(time: SystemTime) -> i64 {

@@ -17,13 +17,30 @@ pub fn sha256(bytes: &[u8]) -> String {
     render(digest(&SHA256, bytes).as_ref())
 }
 
+/// A digest of what comes piece by piece.
+pub(crate) struct Hash(Context);
+
+impl Hash {
+    pub(crate) fn new() -> Self {
+        Self(Context::new(&SHA256))
+    }
+
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    pub(crate) fn finish(self) -> String {
+        render(self.0.finish().as_ref())
+    }
+}
+
 /// The digest of everything that a reader gives.
 pub(crate) fn sha256_of(mut reader: impl Read) -> io::Result<String> {
-    let mut hash = Context::new(&SHA256);
+    let mut hash = Hash::new();
     let mut buffer = vec![0; 256 << 10];
     loop {
         match reader.read(&mut buffer) {
-            Ok(0) => return Ok(render(hash.finish().as_ref())),
+            Ok(0) => return Ok(hash.finish()),
             Ok(read) => hash.update(&buffer[..read]),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
@@ -51,14 +68,14 @@ fn render(hash: &[u8]) -> String {
 #[derive(Debug)]
 pub(crate) struct HashThread {
     blocks: SyncSender<Arc<Vec<u8>>>,
-    thread: JoinHandle<Context>,
+    thread: JoinHandle<Hash>,
 }
 
 impl HashThread {
     pub(crate) fn start() -> Self {
         let (blocks, queue) = sync_channel::<Arc<Vec<u8>>>(QUEUED_BLOCKS);
         let thread = std::thread::spawn(move || {
-            let mut hash = Context::new(&SHA256);
+            let mut hash = Hash::new();
             while let Ok(block) = queue.recv() {
                 hash.update(block.as_slice());
             }
@@ -75,8 +92,7 @@ impl HashThread {
 
     pub(crate) fn finish(self) -> String {
         drop(self.blocks);
-        let hash = self.thread.join().expect("hashing does not panic");
-        render(hash.finish().as_ref())
+        self.thread.join().expect("hashing does not panic").finish()
     }
 }
 

@@ -6,22 +6,25 @@
 
 #![forbid(unsafe_code)]
 
+mod ahead;
 mod archive;
 mod base;
 mod build;
 mod checkpoint;
 mod compatibility;
 mod config;
-mod counting;
 mod credentials;
 mod diff;
 mod digest;
+mod frame;
 mod hashing;
 mod inode;
 pub mod labels;
 mod lay_out;
 mod layer;
 mod node;
+mod page_file;
+mod pages;
 mod record;
 mod registry;
 mod sparse;
@@ -30,6 +33,7 @@ mod tree;
 mod unarchive;
 mod volume;
 
+pub use ahead::Ahead;
 pub use base::{BaseError, BaseImage};
 pub use build::{BuildError, BuiltImage, ImageBuilder, MemoryProgress, record_of};
 pub use checkpoint::{CheckpointLabels, FileError, LabelError, ReadError, read_record, record_in_layer};

@@ -181,12 +181,64 @@ fn of_a_page_file_only_what_is_to_be_kept_is_in_the_layer() {
     assert!(memory[2].2 == [&whole[4096..12_288], &whole[1_048_576..1_052_672]].concat());
 }
 
+/// Each in a directory of its own, with pages that appear before or after somebody follows them.
+#[test]
+fn memory_that_was_compressed_while_it_was_written_makes_the_same_image() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = BlobStore::open(directory.path().join("store")).unwrap();
+    let build = |threads, follow: bool| {
+        let dumped = tempfile::tempdir().unwrap();
+        let compression = Compression { threads, ..Compression::default() };
+        let ahead = Ahead::start(open(dumped.path()).into(), compression);
+        support::dump(dumped.path());
+        std::fs::copy(dumped.path().join("pages-1.img"), dumped.path().join("pages-10.img")).unwrap();
+        // The second block is not whole, and the last is not as long as others.
+        let kept = BTreeMap::from([("pages-1.img".to_owned(), vec![(0, 3 << 20), (4 << 20, 7_805_696)])]);
+        let mut builder = ImageBuilder::new(&store, support::Base::new(&store).image(), support::record())
+            .compression(compression)
+            .keep_only(kept);
+        if follow {
+            while ahead.frames() < 10 {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            builder = builder.ahead(ahead);
+        }
+        builder.checkpoint_directory(dumped.path()).unwrap();
+        (std::fs::read(dumped.path().join("pages-1.img")).unwrap(), builder.finish().unwrap())
+    };
+    let (pages, image) = build(1, false);
+    assert_eq!(image.digest, build(3, false).1.digest);
+    assert_eq!(image.digest, build(2, true).1.digest);
+    let kept = [&pages[..3 << 20], &pages[4 << 20..]].concat();
+    for (layer, expected) in image.new_layers[1..].iter().zip([&kept, &pages]) {
+        assert!(files(&store, layer)[2].2 == *expected);
+        let blob = std::fs::read(store.path(&layer.digest).unwrap()).unwrap();
+        assert_eq!((sha256(&blob), blob.len() as u64), (layer.digest.clone(), layer.size));
+        let tar = zstd::decode_all(blob.as_slice()).unwrap();
+        assert_eq!((sha256(&tar), tar.len() as u64), (layer.diff_id.clone(), layer.uncompressed));
+    }
+}
+
+#[test]
+fn a_page_file_that_is_shorter_than_its_page_map_says_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = BlobStore::open(directory.path().join("store")).unwrap();
+    let dumped = tempfile::tempdir().unwrap();
+    support::dump(dumped.path());
+    let kept = BTreeMap::from([("pages-1.img".to_owned(), vec![(0, 4096), (11_997_184, 8192)])]);
+    let mut builder =
+        ImageBuilder::new(&store, support::Base::new(&store).image(), support::record()).keep_only(kept);
+    let error = builder.checkpoint_directory(dumped.path()).unwrap_err();
+    assert!(matches!(&error, BuildError::Changed { path } if path.ends_with("pages-1.img")), "{error:?}");
+    assert_eq!(std::fs::read_dir(store.root().join("temporary")).unwrap().count(), 0);
+}
+
 #[test]
 fn a_missing_page_file_is_named() {
     let directory = tempfile::tempdir().unwrap();
     let store = BlobStore::open(directory.path()).unwrap();
     let mut builder = ImageBuilder::new(&store, support::Base::new(&store).image(), support::record());
-    let error = builder.memory(std::path::Path::new("/nowhere/pages-7.img")).unwrap_err();
+    let error = builder.memory(&["/nowhere/pages-7.img".into()]).unwrap_err();
     assert!(error.to_string().contains("/nowhere/pages-7.img"), "{error}");
 }
 

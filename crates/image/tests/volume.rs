@@ -282,7 +282,7 @@ fn node_a_full_disk_is_said_to_be_full() {
     let mut file = File::create(pages.path().join("pages-1.img")).unwrap();
     std::io::copy(&mut std::io::Read::take(&mut random, 16 << 20), &mut file).unwrap();
     let mut builder = ImageBuilder::new(&store, support::Base::new(&store).image(), support::record());
-    let error = builder.memory(&pages.path().join("pages-1.img")).unwrap_err();
+    let error = builder.memory(&[pages.path().join("pages-1.img")]).unwrap_err();
     assert!(matches!(error, BuildError::Store(StoreError::Full { .. })), "{error:?}");
     assert!(error.to_string().contains(disk.0.path().to_str().unwrap()), "{error}");
     // Nothing of it stays, so there is room again.

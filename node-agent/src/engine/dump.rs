@@ -24,7 +24,8 @@ use woodfrog_criu::{
     Connections as CriuConnections, CriuError, Dump, DumpOptions, Given, Setup, Toolchain, Worker,
 };
 use woodfrog_image::{
-    BaseImage, BlobStore, BuildError, BuiltImage, CheckpointRecord, DiffOptions, ImageBuilder, VolumeSource,
+    Ahead, BaseImage, BlobStore, BuildError, BuiltImage, CheckpointRecord, Compression, DiffOptions,
+    ImageBuilder, VolumeSource,
 };
 use woodfrog_protocol::agent::{Connections, Phase};
 use woodfrog_protocol::pager::Standing;
@@ -116,6 +117,12 @@ pub async fn dump(
     let criu_failed = |source: CriuError| FreezeError::Dump { container: name.clone(), source };
     let images = DumpDir::new(&job.subject.tree, job.subject.dir.join("images"))
         .map_err(|source| FreezeError::Directory { path: job.subject.dir.clone(), source })?;
+    let directory_failed = |source| FreezeError::Directory { path: job.subject.dir.clone(), source };
+    // What is shared comes into the page files later, and a disk has enough to do.
+    let ahead = match images.in_memory() && job.subject.shared.is_none() {
+        true => Some(Ahead::start(images.open().map_err(directory_failed)?, Compression::default())),
+        false => None,
+    };
     let began = Instant::now();
     let never = CancellationToken::new();
     let Held { dump, images, standing } = hold(criu, &job.subject, images, &never, &mut watch).await?;
@@ -129,7 +136,7 @@ pub async fn dump(
     }
     watch.lap("wait");
     let stay = job.stay;
-    let build = Build::start(job, standing, images);
+    let build = Build::start(job, standing, images, ahead);
     let captured = build.captured().await;
     let build = match captured {
         Ok(build) => build,
@@ -248,7 +255,7 @@ pub struct Built {
 }
 
 impl Build {
-    fn start(job: Job, standing: Option<Standing>, images: DumpDir) -> Self {
+    fn start(job: Job, standing: Option<Standing>, images: DumpDir, ahead: Option<Ahead>) -> Self {
         let (captured, receiver) = oneshot::channel();
         let (go_on, wait) = oneshot::channel::<Progress>();
         let done = spawn_blocking(move || {
@@ -275,6 +282,9 @@ impl Build {
             let kept = zeros::leave_out(&ImageDir::new(dir))
                 .map_err(|source| FreezeError::Images { container: name.clone(), source })?;
             builder = builder.on_memory(progress).keep_only(kept);
+            if let Some(ahead) = ahead {
+                builder = builder.ahead(ahead);
+            }
             builder.checkpoint_directory(images.path()).map_err(failed)?;
             let image = builder.finish().map_err(failed)?;
             Ok(Built { image, warnings })

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use procfs::{Current, Meminfo};
 use rustix::fs::{Mode, OFlags};
+use woodfrog_image::Ahead;
 
 use super::cgroups;
 use super::tree::Tree;
@@ -101,10 +102,10 @@ impl Drop for Room {
     }
 }
 
-/// The most that a dump of it can take.
+/// The most that a dump of it can take, with what is compressed of it meanwhile.
 fn needed(tree: &Tree) -> u64 {
     let resident: u64 = tree.processes.iter().map(|process| process.resident_bytes).sum();
-    resident + resident / 4 + SLACK
+    resident + resident / 4 + SLACK + resident.min(Ahead::MOST_BYTES)
 }
 
 /// Memory that the agent may use: what the node has, within the agent's own limit.
