@@ -200,6 +200,30 @@ async fn node_rules_are_written_once_and_again_if_somebody_else_has_changed_them
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn node_many_packets_at_once_are_held_though_nobody_has_time_to_read_of_them() {
+    if !is_root() {
+        return;
+    }
+    const MANY: usize = 500;
+    let net = Net::new().await;
+    let mut gate = net.gate().await;
+    gate.shut(node_addresses()).await.unwrap();
+    let sender = netns::within(net.node.pid(), || UdpSocket::bind((NODE, 0))).unwrap();
+    for _ in 0..MANY {
+        sender.send_to(b"question", (POD, 53)).unwrap();
+    }
+    for _ in 0..MANY {
+        gate.knock().await.unwrap();
+    }
+    let read = || std::fs::read_to_string("/proc/thread-self/net/netfilter/nfnetlink_queue");
+    let queues = netns::within(net.pod.pid(), read).unwrap();
+    // Its number, whose it is, how many packets wait, two settings, and how many were dropped by the queue and for want of memory.
+    let columns: Vec<&str> = queues.split_whitespace().collect();
+    assert_eq!((columns[2], columns[5], columns[6]), (MANY.to_string().as_str(), "0", "0"), "{queues}");
+    gate.remove().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn node_what_is_held_outlives_the_gates_of_other_containers() {
     if !is_root() {
         return;

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use netlink_packet_core::{DefaultNla, NLM_F_ACK, NLM_F_REQUEST, NlaBuffer, NlasIterator};
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_NETFILTER;
+use rustix::net::sockopt;
 use tokio::io::Interest;
 use woodfrog_sys::ready::Ready;
 
@@ -20,6 +21,9 @@ use super::rules::PROBE_MARK;
 pub(super) const MAX_HELD: u32 = 4096;
 /// The same where datagrams come, each of which may have 64 KiB.
 pub(super) const MAX_HELD_DATAGRAMS: u32 = 512;
+/// For what is said of packets and has not been read yet, in bytes: of [`MAX_HELD`] of them. The kernel takes twice as much, and
+/// counts what a message takes of its memory, not the message.
+const UNREAD: usize = 4 << 20;
 /// How much of a packet is looked at: an IPv6 header, some extensions, a TCP header with options. Far less than [`BUFFER`].
 const LOOKED_AT: u32 = 192;
 
@@ -80,6 +84,7 @@ impl Queue {
         params.push(COPY_PACKET);
         ask(&socket, number, CONFIG_PARAMS, params)?;
         ask(&socket, number, CONFIG_MAX_LENGTH, max_held.to_be_bytes().to_vec())?;
+        sockopt::set_socket_recv_buffer_size_force(&socket, UNREAD)?;
         // What does not fit is dropped and comes again; the error would say no more.
         socket.set_no_enobufs(true)?;
         socket.set_non_blocking(true)?;
