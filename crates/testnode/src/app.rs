@@ -30,10 +30,12 @@ pub enum App {
     Rails,
     /// A server in C. Arguments: MB of memory (32) and number of threads (4).
     Synthetic,
+    /// Any program in Go, compiled when it starts. Argument: its text.
+    Go,
 }
 
 impl App {
-    /// All of them.
+    /// All of them but [`App::Go`], whose compiler is large and which only a test that is long anyway needs.
     pub const ALL: [Self; 5] = [Self::Cpython, Self::Tomcat, Self::Node, Self::Rails, Self::Synthetic];
 
     /// The repository of its image.
@@ -45,6 +47,7 @@ impl App {
             Self::Node => "node",
             Self::Rails => "rails",
             Self::Synthetic => "synthetic",
+            Self::Go => "go",
         }
     }
 
@@ -65,7 +68,7 @@ impl App {
     pub const fn entrypoint(self) -> &'static [&'static str] {
         match self {
             Self::Cpython => &["/usr/bin/python3.14", "/srv/app/server.py"],
-            Self::Tomcat | Self::Rails => &["/bin/sh", "/srv/app/start.sh"],
+            Self::Tomcat | Self::Rails | Self::Go => &["/bin/sh", "/srv/app/start.sh"],
             Self::Node => &["/usr/bin/node", "/srv/app/server.js"],
             Self::Synthetic => &["/srv/app/server"],
         }
@@ -79,6 +82,7 @@ impl App {
             Self::Node => "nodejs node-express",
             Self::Rails => "ruby-rails puma",
             Self::Synthetic => "",
+            Self::Go => "golang-go",
         }
     }
 
