@@ -68,10 +68,30 @@ fn node_an_agent_killed_in_any_phase_of_a_thaw_leaves_a_running_application() {
             let expected = if state == "thawed" { "4" } else { "1" };
             ensure!(count == expected, "{name}: {state}, but it counts {count}");
             ensure!(pod.get("/count")? == (count.parse::<u32>()? + 1).to_string(), "{name}: one application");
+            runs_where_it_may(pod.pid().await?).await.context(name)?;
             pod.remove().await?;
         }
         Ok(())
     });
+}
+
+/// Waits until all threads below a container's init may run where it may: a thaw holds them on one CPU for a moment.
+async fn runs_where_it_may(init: i32) -> Result<()> {
+    let affinity = |task: &str| {
+        let status = fs::read_to_string(format!("/proc/{task}/status")).unwrap_or_default();
+        status.lines().find_map(|line| line.strip_prefix("Cpus_allowed:")).unwrap_or_default().to_owned()
+    };
+    let application = fs::read_to_string(format!("/proc/{init}/task/{init}/children"))?;
+    let application = application.split(' ').next().context("no application")?;
+    let until = Instant::now() + STARTUP;
+    loop {
+        let threads = fs::read_dir(format!("/proc/{application}/task"))?.flatten();
+        let threads: Vec<_> = threads.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        let held = threads.iter().find(|thread| affinity(thread) != affinity(&init.to_string()));
+        let Some(held) = held else { return Ok(()) };
+        ensure!(Instant::now() < until, "thread {held} may run on {} only", affinity(held));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// PID on the host of the pager that works for a container of this world: a child of the agent.

@@ -35,6 +35,8 @@ pub const RESTORE_JSON: &str = "restore.json";
 pub const HOOK: &str = "hook.bin";
 /// In a control directory: the hooks of a thaw that have not ended yet, [`crate::agent::Hooks`] in a frame, for an agent that takes over.
 pub const HOOKS_DUE: &str = "hooks-due.bin";
+/// In a control directory, for less than a second: a thaw holds the application's threads on one CPU.
+pub const ONE_CPU: &str = "one-cpu";
 
 /// Container annotation that holds the control directory's token.
 pub const TOKEN_ANNOTATION: &str = "dev.woodfrog/token";

@@ -221,8 +221,14 @@ impl Container {
 
     /// Path of a file in its control directory, see [`paths`].
     pub fn control(&self, file: &str) -> PathBuf {
-        let known =
-            [paths::INIT_SOCKET, paths::API_SOCKET, paths::RESTORE_JSON, paths::HOOK, paths::HOOKS_DUE];
+        let known = [
+            paths::INIT_SOCKET,
+            paths::API_SOCKET,
+            paths::RESTORE_JSON,
+            paths::HOOK,
+            paths::HOOKS_DUE,
+            paths::ONE_CPU,
+        ];
         debug_assert!(known.contains(&file));
         self.dir.join(file)
     }

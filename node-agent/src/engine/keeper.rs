@@ -29,7 +29,7 @@ use super::pager::Pager;
 use super::preparation::Preparation;
 use super::standby::{Rest, Standby};
 use super::thaw::{self, ThawError, Thawed};
-use super::{Engine, hooks, postponed};
+use super::{Engine, hooks, one_cpu, postponed};
 use crate::metrics::Occasion;
 
 /// The socket on which a container's init is awaited.
@@ -183,7 +183,7 @@ impl Keeper<'_> {
                     life.generation = hello.generation;
                 });
                 if hello.state() == State::Thawed {
-                    self.run_due_hooks().await;
+                    self.end_thaw().await;
                 }
             }
         }
@@ -312,8 +312,9 @@ impl Keeper<'_> {
         self.engine.metrics.hooks_ran(occasion, began.elapsed());
     }
 
-    /// Runs the hooks of a thaw whose agent ended before they did.
-    pub(super) async fn run_due_hooks(&self) {
+    /// Does what is left of a thaw whose agent ended before: its threads run where they may, and its hooks are run.
+    pub(super) async fn end_thaw(&self) {
+        one_cpu::release_left(self.container);
         let hooks = postponed::due(self.container);
         if !hooks.is_empty() {
             self.container.note("its hooks are run, for an earlier agent has not come to their end");

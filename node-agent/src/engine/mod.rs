@@ -17,6 +17,7 @@ mod images;
 pub mod keeper;
 pub mod link;
 pub mod netns;
+mod one_cpu;
 pub mod page_store;
 pub mod pager;
 pub mod phases;

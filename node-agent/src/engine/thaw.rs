@@ -41,6 +41,7 @@ use woodfrog_protocol::{init::to_init, paths};
 use super::Engine;
 use super::container::Container;
 use super::link::{Link, LinkError};
+use super::one_cpu::OneCpu;
 use super::pager::Pager;
 use super::phases::{Stopwatch, monotonic_us};
 use super::preparation::{Image, Preparation};
@@ -244,6 +245,7 @@ async fn attempt(
     }
     watch.lap("lease");
 
+    let criu = worker.pid();
     let mut restore = worker.restore(images, &options).await?;
     restore.before_tasks().await?;
     let mut pager = timeout(PREPARED_WITHIN, preparation.pager()).await.map_err(late)??;
@@ -251,6 +253,7 @@ async fn attempt(
         link.send(to_init::Kind::Pager(Default::default()), Some(socket)).await?;
     }
     let application = restore.restored().await?;
+    let held = OneCpu::hold(container, link.pid, criu);
     if let Some(pager) = &pager {
         pager.restored()?;
     }
@@ -271,10 +274,11 @@ async fn attempt(
         return Err(e);
     }
     watch.lap("commit");
+    restore.before_resume().await?;
     if let Some(pager) = &mut pager {
-        restore.before_resume().await?;
         pager.ready().await?;
     }
+    drop(held);
     let restored = restore.finish().await?;
     laid_out.keep();
     watch.lap("resume");

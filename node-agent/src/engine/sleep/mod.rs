@@ -106,7 +106,7 @@ impl Keeper<'_> {
                     self.container.thaw_failed((&e).into());
                     self.start_cold(&link, &e).await?;
                 }
-                self.run_due_hooks().await;
+                self.end_thaw().await;
                 return self.attend(&mut link, orders).await;
             }
         };
@@ -139,7 +139,7 @@ impl Keeper<'_> {
             bed => {
                 if let Err(why) = bed {
                     self.container.note(format!("it stays awake: {why}"));
-                    self.run_due_hooks().await;
+                    self.end_thaw().await;
                     self.clear_rules(link.pid).await;
                 }
                 self.attend(&mut link, orders).await
@@ -274,7 +274,7 @@ impl Sleeper<'_> {
         if found == Found::Awake {
             // The rules are those of a gate that is shut still, if there are any such hooks.
             tokio::select! {
-                () = self.keeper.run_due_hooks() => {}
+                () = self.keeper.end_thaw() => {}
                 broken = self.gate.hold_others() => match broken? {},
             }
             self.gate.release()?;
