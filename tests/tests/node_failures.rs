@@ -68,28 +68,41 @@ fn node_an_agent_killed_in_any_phase_of_a_thaw_leaves_a_running_application() {
             let expected = if state == "thawed" { "4" } else { "1" };
             ensure!(count == expected, "{name}: {state}, but it counts {count}");
             ensure!(pod.get("/count")? == (count.parse::<u32>()? + 1).to_string(), "{name}: one application");
-            runs_where_it_may(pod.pid().await?).await.context(name)?;
+            runs_where_it_may(world, pod.pid().await?).await.context(name)?;
             pod.remove().await?;
         }
-        Ok(())
+
+        // As an agent leaves it that is killed while it holds the threads on one CPU.
+        let pod = world.from_image(PodSpec::new("held", &image(world))).await?;
+        pod.wait("/count", STARTUP)?;
+        world.stack.kill_agent()?;
+        let init = pod.pid().await?;
+        let hold = format!(
+            "read application rest < /proc/{init}/task/{init}/children
+            taskset -ap 1 $application
+            for container in /run/woodfrog/containers/*; do : > $container/one-cpu; done"
+        );
+        world.node.run("sh", &["-c", &hold])?;
+        world.stack.start_agent()?;
+        runs_where_it_may(world, init).await
     });
 }
 
-/// Waits until all threads below a container's init may run where it may: a thaw holds them on one CPU for a moment.
-async fn runs_where_it_may(init: i32) -> Result<()> {
-    let affinity = |task: &str| {
-        let status = fs::read_to_string(format!("/proc/{task}/status")).unwrap_or_default();
-        status.lines().find_map(|line| line.strip_prefix("Cpus_allowed:")).unwrap_or_default().to_owned()
-    };
-    let application = fs::read_to_string(format!("/proc/{init}/task/{init}/children"))?;
-    let application = application.split(' ').next().context("no application")?;
+/// Waits until all threads of the application of a container's init may run where the init may: a thaw holds them on one CPU for a moment.
+async fn runs_where_it_may(world: &World<'_>, init: i32) -> Result<()> {
+    let affinities = format!(
+        "read application rest < /proc/{init}/task/{init}/children
+        sed -n 's/^Cpus_allowed:\\t//p' /proc/{init}/status /proc/$application/task/*/status"
+    );
     let until = Instant::now() + STARTUP;
     loop {
-        let threads = fs::read_dir(format!("/proc/{application}/task"))?.flatten();
-        let threads: Vec<_> = threads.filter_map(|entry| entry.file_name().into_string().ok()).collect();
-        let held = threads.iter().find(|thread| affinity(thread) != affinity(&init.to_string()));
-        let Some(held) = held else { return Ok(()) };
-        ensure!(Instant::now() < until, "thread {held} may run on {} only", affinity(held));
+        let affinities = world.node.run("sh", &["-c", &affinities])?;
+        let (of_init, of_threads) = affinities.split_once('\n').context("no application")?;
+        ensure!(!of_threads.is_empty(), "no application");
+        if of_threads.lines().all(|of_thread| of_thread == of_init) {
+            return Ok(());
+        }
+        ensure!(Instant::now() < until, "CPUs of init: {of_init}, of its threads: {of_threads}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
