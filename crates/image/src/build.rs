@@ -5,7 +5,8 @@
 //!   rootfs_diff ──► diff layer (if any) ─────┤
 //!   volume ──► volumes/N.tar ──┐             ├──► config ──► manifest
 //!   state ─────────────────────┼► state layer┤
-//!   memory ──► memory layers ──┴► record ────┘  woodfrog.json lists what all others are
+//!   memory ──► memory layers ──┴► record ────┤  woodfrog.json lists what all others are
+//!   working set (if known) ──────────────────┘
 //! ```
 
 use std::collections::BTreeMap;
@@ -35,6 +36,7 @@ use crate::record::{CheckpointRecord, FileRecord, PageFileRecord, RecordError, V
 use crate::sparse::Extent;
 use crate::store::{BlobStore, StoreError};
 use crate::volume::{self, VolumeError, VolumeReport, VolumeSource};
+use crate::working_set::{ProcessSet, RecordedSet};
 
 /// Why an image could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -121,6 +123,7 @@ pub struct ImageBuilder<'s> {
     ahead: Option<Ahead>,
     state: BTreeMap<String, PathBuf>,
     volumes: Vec<NamedTempFile>,
+    working_set: Vec<ProcessSet>,
 }
 
 impl std::fmt::Debug for ImageBuilder<'_> {
@@ -146,6 +149,7 @@ impl<'s> ImageBuilder<'s> {
             ahead: None,
             state: BTreeMap::new(),
             volumes: Vec::new(),
+            working_set: Vec::new(),
         }
     }
 
@@ -158,6 +162,12 @@ impl<'s> ImageBuilder<'s> {
     /// Reports the progress of [`Self::memory`].
     pub fn on_memory(mut self, progress: MemoryProgress) -> Self {
         self.progress = Some(progress);
+        self
+    }
+
+    /// Adds what is wanted first of the memory, as far as it is known.
+    pub fn working_set(mut self, processes: Vec<ProcessSet>) -> Self {
+        self.working_set = processes;
         self
     }
 
@@ -258,8 +268,9 @@ impl<'s> ImageBuilder<'s> {
         }
         let record = self.record.to_json()?;
         let state = self.state_layer(&record)?;
-        let new_layers: Vec<Layer> =
-            self.diff.take().into_iter().chain([state]).chain(self.memory.drain(..)).collect();
+        let wanted = self.working_set_layer(&record)?;
+        let new_layers = self.diff.take().into_iter().chain([state]).chain(self.memory.drain(..));
+        let new_layers: Vec<Layer> = new_layers.chain(wanted).collect();
         let labels = config::labels(&self.base, &self.record, &new_layers);
         let config = config::config(&self.base, &self.record, &new_layers, &labels)
             .map_err(|source| BuildError::Json { part: "config", source })?;
@@ -316,6 +327,29 @@ impl<'s> ImageBuilder<'s> {
             Ok::<_, BuildError>(())
         })?;
         Ok(layer)
+    }
+
+    /// The set is of this record's capture. One that cannot be written is left out: the image is as good without it.
+    fn working_set_layer(&mut self, record: &[u8]) -> Result<Option<Layer>, BuildError> {
+        let processes = std::mem::take(&mut self.working_set);
+        if processes.is_empty() {
+            return Ok(None);
+        }
+        let Ok(json) = (RecordedSet { capture: digest::sha256(record), processes }).into_json() else {
+            return Ok(None);
+        };
+        let mtime = self.mtime();
+        let (layer, ()) = layer::write(self.store, self.compression, labels::ROLE_WORKING_SET, |archive| {
+            let write = |e| StoreError::io("write a layer to", self.store.root(), e);
+            archive
+                .append(&Entry::of_root(labels::RESERVED_DIR, Kind::Directory, 0o700, mtime))
+                .map_err(write)?;
+            let kind = Kind::File { size: json.len() as u64 };
+            let file = Entry::of_root(labels::WORKING_SET_PATH, kind, 0o600, mtime);
+            archive.append_file(&file, json.as_slice()).map_err(write)?;
+            Ok::<_, BuildError>(())
+        })?;
+        Ok(Some(layer))
     }
 
     fn mtime(&self) -> Time {

@@ -7,7 +7,7 @@ use std::io::{self, Read};
 use oci_spec::image::{Descriptor, ImageManifest};
 use serde_json::Value;
 
-use crate::digest::sha256_of;
+use crate::digest::{sha256, sha256_of};
 use crate::labels;
 use crate::layer;
 use crate::record::{CheckpointRecord, MAX_BYTES, RecordError};
@@ -15,7 +15,8 @@ use crate::record::{CheckpointRecord, MAX_BYTES, RecordError};
 /// What an image's labels say, if it is a checkpoint image. A node needs no more to know that it is one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CheckpointLabels {
-    /// How many of the first layers are root file system. The next one is the state layer, the rest is memory.
+    /// How many of the first layers are root file system. The next one is the state layer, the rest is memory, and perhaps what is
+    /// wanted first of it.
     pub rootfs_layers: usize,
     /// Bytes of memory, uncompressed.
     pub memory_bytes: u64,
@@ -136,9 +137,14 @@ impl CheckpointLabels {
     }
 
     /// The layers with page files.
-    pub fn memory_layers<'m>(&self, manifest: &'m ImageManifest) -> &'m [Descriptor] {
-        manifest.layers().get(self.rootfs_layers + 1..).unwrap_or_default()
+    pub fn memory_layers<'m>(&self, manifest: &'m ImageManifest) -> Vec<&'m Descriptor> {
+        let layers = manifest.layers().iter().skip(self.rootfs_layers + 1);
+        layers.filter(|layer| role(layer) != Some(labels::ROLE_WORKING_SET)).collect()
     }
+}
+
+fn role(layer: &Descriptor) -> Option<&str> {
+    layer.annotations().as_ref()?.get(labels::ROLE).map(String::as_str)
 }
 
 /// Reads the record out of a state layer's blob, without reading much more: it is the layer's first file.
@@ -148,7 +154,7 @@ pub fn record_in_layer(blob: File) -> Result<CheckpointRecord, ReadError> {
     for entry in archive.entries()? {
         let mut entry = entry?;
         if entry.path_bytes().as_ref() == wanted.as_bytes() {
-            return read_record(&mut entry);
+            return Ok(read_record(&mut entry)?.record);
         }
         if entry.header().entry_type().is_file() {
             break;
@@ -157,11 +163,20 @@ pub fn record_in_layer(blob: File) -> Result<CheckpointRecord, ReadError> {
     Err(ReadError::Missing)
 }
 
+/// A record as it was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReadRecord {
+    /// It.
+    pub record: CheckpointRecord,
+    /// Digest of its file: no other capture has the same.
+    pub digest: String,
+}
+
 /// Reads a record from its file, no more than it may have.
-pub fn read_record(file: impl Read) -> Result<CheckpointRecord, ReadError> {
+pub fn read_record(file: impl Read) -> Result<ReadRecord, ReadError> {
     let mut json = Vec::new();
     file.take(MAX_BYTES + 1).read_to_end(&mut json)?;
-    Ok(CheckpointRecord::from_json(&json)?)
+    Ok(ReadRecord { record: CheckpointRecord::from_json(&json)?, digest: sha256(&json) })
 }
 
 impl CheckpointRecord {

@@ -34,7 +34,7 @@ pub const CREATED: &str = "dev.woodfrog.checkpoint.created";
 /// Prefix of all of the above.
 pub const PREFIX: &str = "dev.woodfrog.checkpoint.";
 
-/// On a layer's descriptor: [`ROLE_DIFF`], [`ROLE_STATE`] or [`ROLE_MEMORY`]; a base layer has none.
+/// On a layer's descriptor: [`ROLE_DIFF`], [`ROLE_STATE`], [`ROLE_MEMORY`] or [`ROLE_WORKING_SET`]; a base layer has none.
 pub const ROLE: &str = "dev.woodfrog.checkpoint.role";
 
 /// The layer of what the container wrote to its root file system.
@@ -45,6 +45,9 @@ pub const ROLE_STATE: &str = "state";
 
 /// A layer of one page file.
 pub const ROLE_MEMORY: &str = "memory";
+
+/// The layer of what is wanted first of the memory.
+pub const ROLE_WORKING_SET: &str = "working-set";
 
 /// The version of the format that this code writes, and the newest that it reads.
 pub const FORMAT_VERSION: u32 = 1;
@@ -57,6 +60,9 @@ pub const RESERVED_DIR: &str = ".woodfrog";
 
 /// The record's file name in [`CHECKPOINT_DIR`].
 pub const RECORD_FILE: &str = "woodfrog.json";
+
+/// What is wanted first of the memory, relative to the image's root. Not in [`CHECKPOINT_DIR`], where readers look at every file.
+pub const WORKING_SET_PATH: &str = ".woodfrog/working-set.json";
 
 /// Media type of the layers that this crate writes (OCI image spec 1.1).
 pub const LAYER_MEDIA_TYPE: &str = "application/vnd.oci.image.layer.v1.tar+zstd";

@@ -32,11 +32,12 @@ mod store;
 mod tree;
 mod unarchive;
 mod volume;
+mod working_set;
 
 pub use ahead::Ahead;
 pub use base::{BaseError, BaseImage};
 pub use build::{BuildError, BuiltImage, ImageBuilder, MemoryProgress, record_of};
-pub use checkpoint::{CheckpointLabels, FileError, LabelError, ReadError, read_record, record_in_layer};
+pub use checkpoint::{CheckpointLabels, FileError, LabelError, ReadError, ReadRecord, read_record, record_in_layer};
 pub use compatibility::{Compatibility, Incompatibility};
 pub use credentials::{Credentials, CredentialsError, Login};
 pub use diff::{DiffError, DiffOptions, DiffReport};
@@ -55,3 +56,4 @@ pub use registry::{
 pub use store::{BlobStore, StoreError};
 pub use tree::{SkipReason, Skipped, TreeError, TreeReport};
 pub use volume::{VolumeError, VolumeReport, VolumeSource};
+pub use working_set::{MAX_SET_BYTES, MAX_SPANS, ProcessSet, RecordedSet, WorkingSetError};

@@ -74,6 +74,34 @@ fn state_and_memory_are_layers_of_their_own_and_readable_by_root_alone() {
 }
 
 #[test]
+fn what_is_wanted_first_is_a_last_layer_that_names_its_capture_and_no_base_of_another_image() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = BlobStore::open(directory.path()).unwrap();
+    let base = support::Base::new(&store);
+    let wanted = vec![ProcessSet { pid: 300, spans: vec![(4096, 8192)] }];
+    let builder = ImageBuilder::new(&store, base.image(), support::record());
+    let image = builder.working_set(wanted.clone()).finish().unwrap();
+    let [state, set] = image.new_layers.as_slice() else { panic!("{:?}", image.new_layers) };
+    let names = ["base", "state", "working-set"].map(|role| (role != "base").then_some(role));
+    let roles = image.layers.iter().map(|layer| layer.annotations().as_ref()?.get(labels::ROLE).cloned());
+    assert_eq!(roles.collect::<Vec<_>>().iter().map(Option::as_deref).collect::<Vec<_>>(), names);
+
+    let files = files(&store, set);
+    assert_eq!((files[0].0.as_str(), files[0].1), (".woodfrog/", 0o700));
+    assert_eq!((files[1].0.as_str(), files[1].1), (labels::WORKING_SET_PATH, 0o600));
+    let read = RecordedSet::read(files[1].2.as_slice()).unwrap();
+    let record = self::files(&store, state).remove(2).2;
+    assert_eq!((read.capture, read.processes), (sha256(&record), wanted));
+
+    let manifest = serde_json::from_slice(&image.manifest).unwrap();
+    let config = std::fs::read(store.path(&image.config.digest().to_string()).unwrap()).unwrap();
+    let labelled = CheckpointLabels::of_config(&config).unwrap().unwrap();
+    assert_eq!(labelled.memory_layers(&manifest), Vec::<&oci_spec::image::Descriptor>::new());
+    let again = BaseImage::new(&image.manifest, &config).unwrap();
+    assert_eq!(again.layers().len(), 1);
+}
+
+#[test]
 fn the_base_s_config_is_kept_and_labelled() {
     let directory = tempfile::tempdir().unwrap();
     let store = BlobStore::open(directory.path()).unwrap();
