@@ -102,6 +102,9 @@ Examples:
   # A container and its sidecar together; both end once their images are safe
   woodfrog freeze shop/web=registry.example/shop/web:warm shop/cache=registry.example/shop/cache:warm --stop
 
+  # With a record of the memory that its first answer needs: thaws elsewhere bring that first
+  woodfrog freeze shop/web --image registry.example/shop/web:warm --record-working-set --request http://:8080/
+
   # With connections closed in the image, and a command before and a request after
   woodfrog freeze web --image localhost:5000/web:warm --connections close \\
       --before-checkpoint 'sh -c \"sync; rm -rf /tmp/cache\"' --after-restore http://:8080/refresh";
@@ -132,6 +135,15 @@ pub(crate) struct Freeze {
     /// End the application once its image is safe; without it the application goes on
     #[arg(long)]
     pub(crate) stop: bool,
+
+    /// Find out which memory is wanted first after a thaw, and have the images say it: the applications are ended, and go on thawed from what
+    /// was frozen
+    #[arg(long)]
+    pub(crate) record_working_set: bool,
+
+    /// Ask the applications for this meanwhile: http://:PORT/PATH (repeatable)
+    #[arg(long, value_name = "URL", requires = "record_working_set")]
+    pub(crate) request: Vec<String>,
 
     #[command(flatten)]
     pub(crate) registry: Registry,

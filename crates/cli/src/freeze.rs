@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use woodfrog_protocol::agent::{self, FreezeRequest, FreezeTarget, Frozen, Hook, request, response};
+use woodfrog_protocol::agent::{self, FreezeRequest, FreezeTarget, Frozen, Hook, HttpRequest, Rehearsal, request, response};
 
 use crate::args::{Format, Freeze, Registry};
 use crate::client;
@@ -67,7 +67,18 @@ fn request(freeze: Freeze) -> Result<FreezeRequest, Failure> {
             .map(|text| hook(text))
             .collect::<Result<_, _>>()?,
         after_restore: freeze.after_restore.iter().map(|text| hook(text)).collect::<Result<_, _>>()?,
+        rehearsal: rehearsal(freeze.record_working_set, &freeze.request)?,
     })
+}
+
+fn rehearsal(wanted: bool, requests: &[String]) -> Result<Option<Rehearsal>, Failure> {
+    let get = |url: &String| {
+        let Hook { http_path: path, http_port: port, .. } = hook(url)?;
+        let why = || Failure::Usage(format!("request {url:?}: write it as in http://:8080/path"));
+        if path.is_empty() { Err(why()) } else { Ok(HttpRequest { port, path, ..HttpRequest::default() }) }
+    };
+    let requests = requests.iter().map(get).collect::<Result<_, _>>()?;
+    Ok(wanted.then_some(Rehearsal { requests }))
 }
 
 /// Where the registries' credentials are: named, or where docker keeps them.
@@ -147,6 +158,14 @@ mod tests {
         assert!(pairs(&["a", "b"], &["r/a"]).unwrap_err().contains("no image for b"));
         assert!(pairs(&["a"], &["r/a", "r/b"]).unwrap_err().contains("--image r/b"));
         assert!(pairs(&["a="], &[]).is_err());
+    }
+
+    #[test]
+    fn a_rehearsal_asks_by_get_requests_alone() {
+        let request = &rehearsal(true, &["http://:80/a".into()]).unwrap().unwrap().requests[0];
+        assert_eq!((request.port, request.path.as_str()), (80, "/a"));
+        assert!(rehearsal(true, &["curl localhost".into()]).is_err());
+        assert_eq!(rehearsal(false, &[]).unwrap(), None);
     }
 
     #[test]

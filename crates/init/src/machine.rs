@@ -21,7 +21,8 @@
 //!                 exit                                       137  exit
 //! ```
 //!
-//! Sleep makes a thawed application Dormant: all of it is killed, and init waits for the next lease without a deadline.
+//! Sleep makes a thawed application Dormant: all of it is killed, and init waits for the next lease without a deadline. Rehearse does the
+//! same with one that was started, too.
 //!
 //! Signals go to the application as if it were PID 1. They are held back while it is being dumped, and from Commit
 //! on until it is known to run; before that there is no application, and those that ask a program to end, end init.
@@ -259,6 +260,12 @@ impl<W: World> Machine<W> {
                 Phase::Dormant => _ = self.world.say(Say::Asleep(Empty {})),
                 Phase::Waiting { .. } | Phase::Running(_) => {}
             },
+            Told::Rehearse(_) => {
+                if let Phase::Running(application) = &self.phase {
+                    self.slept = application.generation;
+                    return self.sleep();
+                }
+            }
             // Its descriptor is what counts.
             Told::Pager(_) => {}
             // The end of PID 1 kills all that is in its namespace, more surely than kill(2) could.

@@ -201,6 +201,37 @@ pub struct FreezeRequest {
     /// How thawed applications get their memory, unless their pods say otherwise.
     #[prost(enumeration = "Memory", tag = "8")]
     pub memory: i32,
+    /// If the images are to say which memory is wanted first: how that is found out.
+    #[prost(message, optional, tag = "9")]
+    pub rehearsal: Option<Rehearsal>,
+}
+
+/// Once dumped, the containers are ended and thawed from what was dumped; then they are asked for this. They go on as thawed.
+#[derive(Clone, PartialEq, Message)]
+pub struct Rehearsal {
+    /// One after the other.
+    #[prost(message, repeated, tag = "1")]
+    pub requests: Vec<HttpRequest>,
+}
+
+/// A request that is sent to a pod's loopback address, over plain HTTP.
+#[derive(Clone, PartialEq, Eq, Hash, Message)]
+pub struct HttpRequest {
+    /// The method; empty: `GET`.
+    #[prost(string, tag = "1")]
+    pub method: String,
+    /// The port.
+    #[prost(uint32, tag = "2")]
+    pub port: u32,
+    /// Path and query.
+    #[prost(string, tag = "3")]
+    pub path: String,
+    /// Its headers.
+    #[prost(message, repeated, tag = "4")]
+    pub headers: Vec<Header>,
+    /// Its body.
+    #[prost(bytes = "vec", tag = "5")]
+    pub body: Vec<u8>,
 }
 
 /// How a thawed application gets its memory.
@@ -538,6 +569,10 @@ pub struct FrozenImage {
     /// What a reader should know, such as files that changed while they were read.
     #[prost(string, repeated, tag = "9")]
     pub warnings: Vec<String>,
+    /// Bytes of memory that the image says are wanted first; 0: it does not say.
+    #[prost(uint64, tag = "10")]
+    #[serde(default)]
+    pub working_set_bytes: u64,
 }
 
 /// Answers [`request::Kind::Check`].

@@ -120,7 +120,7 @@ pub mod from_init {
         /// A thawed application has all of its memory: nothing of the thaw is left.
         #[prost(message, tag = "9")]
         MemoryComplete(Empty),
-        /// Answers `Sleep`: nothing of the application is left.
+        /// Answers `Sleep` and `Rehearse`: nothing of the application is left.
         #[prost(message, tag = "10")]
         Asleep(Empty),
     }
@@ -130,7 +130,7 @@ pub mod from_init {
 #[derive(Clone, PartialEq, Message)]
 pub struct ToInit {
     /// What is said.
-    #[prost(oneof = "to_init::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
+    #[prost(oneof = "to_init::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
     pub kind: Option<to_init::Kind>,
 }
 
@@ -170,6 +170,9 @@ pub mod to_init {
         /// End the application, or give a thaw up that failed, and be dormant.
         #[prost(message, tag = "10")]
         Sleep(Reason),
+        /// End the application, however it came to life, and be dormant: it is thawed from what was just dumped of it.
+        #[prost(message, tag = "11")]
+        Rehearse(Reason),
     }
 }
 

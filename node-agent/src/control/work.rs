@@ -192,6 +192,7 @@ impl Work<'_> {
                 Memory::Shared => agent::Memory::Shared,
             }
             .into(),
+            rehearsal: None,
         }
     }
 

@@ -10,6 +10,7 @@ use tracing::info;
 use woodfrog_protocol::agent::{LogLine, MemoryReport, Outcome, Phase};
 use woodfrog_protocol::paths;
 
+use super::prepared::Prepared;
 use super::runtime::ContainerInfo;
 use super::standby::{self, Standby};
 use super::wake::{Change, Failure, Wake, WakeReason, Wakes, What};
@@ -141,6 +142,8 @@ pub enum Order {
     Wake(WakeReason),
     /// kubelet is about to stop the container.
     Stopping,
+    /// End the application, and thaw it from what has been dumped of it; answered when it runs again, or why it does not so.
+    Rehearse(Arc<Prepared>, oneshot::Sender<Result<(), String>>),
 }
 
 /// A managed container.

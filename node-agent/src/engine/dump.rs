@@ -25,7 +25,7 @@ use woodfrog_criu::{
 };
 use woodfrog_image::{
     Ahead, BaseImage, BlobStore, BuildError, BuiltImage, CheckpointRecord, Compression, DiffOptions,
-    ImageBuilder, VolumeSource,
+    ImageBuilder, ProcessSet, VolumeSource, labels,
 };
 use woodfrog_protocol::agent::{Connections, Phase};
 use woodfrog_protocol::pager::Standing;
@@ -33,11 +33,12 @@ use woodfrog_protocol::pager::Standing;
 use super::dump_dir::DumpDir;
 use super::error::FreezeError;
 use super::phases::Stopwatch;
+use super::rehearsal::Script;
 use super::runtime::Layers;
 use super::tree::Tree;
 use super::unshare::SharedTree;
 use super::volumes::{self, Volume};
-use super::{container::Container, preflight};
+use super::{container::Container, preflight, saves};
 
 /// What a container that arrives at "held" waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +79,8 @@ pub struct Job {
     pub record: CheckpointRecord,
     /// Leave the tasks held.
     pub stay: bool,
+    /// It is to be thawed from the dump, for which the tasks stay held, too.
+    pub rehearse: bool,
 }
 
 /// A dump that is written, while the tasks are held.
@@ -96,6 +99,8 @@ pub struct Dumped {
     pub build: Build,
     /// The dump that holds the tasks, if they were to stay held.
     pub held: Option<Dump>,
+    /// If it is to be thawed from the dump, and can: what that takes.
+    pub rehearsal: Option<Script>,
     /// How long the tasks were held, in milliseconds.
     pub standstill_ms: f64,
     /// How long each phase took.
@@ -115,7 +120,12 @@ pub async fn dump(
     let mut watch = Stopwatch::start("freeze");
     let name = job.subject.container.info.display();
     let criu_failed = |source: CriuError| FreezeError::Dump { container: name.clone(), source };
-    let images = DumpDir::new(&job.subject.tree, job.subject.dir.join("images"))
+    // In memory it could be seen by no overlay. The application stands still for the rehearsal in any case.
+    let images = match job.rehearse {
+        true => DumpDir::on_disk(saves::memory(&job.subject.dir).join(labels::CHECKPOINT_DIR)),
+        false => DumpDir::new(&job.subject.tree, job.subject.dir.join("images")),
+    };
+    let images = images
         .map_err(|source| FreezeError::Directory { path: job.subject.dir.clone(), source })?;
     let directory_failed = |source| FreezeError::Directory { path: job.subject.dir.clone(), source };
     // What is shared comes into the page files later, and a disk has enough to do.
@@ -135,7 +145,9 @@ pub async fn dump(
         return Err(FreezeError::Abandoned { container: name });
     }
     watch.lap("wait");
-    let stay = job.stay;
+    let stay = job.stay || job.rehearse;
+    let script = || Script { dir: job.subject.dir.clone(), record: job.record.clone() };
+    let rehearsal = (job.rehearse && job.subject.shared.is_none()).then(script);
     let build = Build::start(job, standing, images, ahead);
     let captured = build.captured().await;
     let build = match captured {
@@ -154,7 +166,7 @@ pub async fn dump(
         None
     };
     let standstill_ms = began.elapsed().as_secs_f64() * 1e3;
-    Ok(Dumped { build, held, standstill_ms, phases: watch.phases() })
+    Ok(Dumped { build, held, rehearsal, standstill_ms, phases: watch.phases() })
 }
 
 /// Dumps a container into `images`, up to the moment at which all is written and the tasks are still held. It gives way at the next
@@ -239,8 +251,16 @@ async fn worker(
 /// The image under construction, on a thread of its own: first what must be read while the tasks are held, then the rest.
 pub struct Build {
     captured: Option<oneshot::Receiver<Result<(), FreezeError>>>,
-    go_on: oneshot::Sender<Progress>,
+    go_on: oneshot::Sender<Rest>,
     done: JoinHandle<Result<Built, FreezeError>>,
+}
+
+/// What is known of the image once the tasks have been let go.
+pub struct Rest {
+    /// Hears of the memory.
+    pub progress: Progress,
+    /// What is wanted first of it, if that is known.
+    pub working_set: Vec<ProcessSet>,
 }
 
 /// Told how many bytes of memory have been read.
@@ -257,7 +277,7 @@ pub struct Built {
 impl Build {
     fn start(job: Job, standing: Option<Standing>, images: DumpDir, ahead: Option<Ahead>) -> Self {
         let (captured, receiver) = oneshot::channel();
-        let (go_on, wait) = oneshot::channel::<Progress>();
+        let (go_on, wait) = oneshot::channel::<Rest>();
         let done = spawn_blocking(move || {
             let Subject { container, shared, .. } = job.subject;
             let name = container.info.display();
@@ -269,7 +289,7 @@ impl Build {
             let whole = files.is_ok();
             let _ = captured.send(files);
             // Neither word comes if the freeze is abandoned.
-            let (true, Ok(progress)) = (whole, wait.blocking_recv()) else {
+            let (true, Ok(rest)) = (whole, wait.blocking_recv()) else {
                 return Err(FreezeError::Abandoned { container: name.clone() });
             };
             if let (Some(shared), Some(standing)) = (&shared, &standing) {
@@ -281,7 +301,7 @@ impl Build {
                 .map_err(|source| FreezeError::Directory { path: images.path().to_owned(), source })?;
             let kept = zeros::leave_out(&ImageDir::new(dir))
                 .map_err(|source| FreezeError::Images { container: name.clone(), source })?;
-            builder = builder.on_memory(progress).keep_only(kept);
+            builder = builder.on_memory(rest.progress).keep_only(kept).working_set(rest.working_set);
             if let Some(ahead) = ahead {
                 builder = builder.ahead(ahead);
             }
@@ -304,8 +324,8 @@ impl Build {
     ///
     /// # Errors
     /// A file cannot be read or written.
-    pub async fn finish(self, progress: Progress) -> Result<Built, FreezeError> {
-        let _ = self.go_on.send(progress);
+    pub async fn finish(self, rest: Rest) -> Result<Built, FreezeError> {
+        let _ = self.go_on.send(rest);
         self.done.await.map_err(|_| FreezeError::Panic)?
     }
 }

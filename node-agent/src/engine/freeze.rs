@@ -6,6 +6,7 @@
 //!   hold        the inits hold back signals                                         │ the agent: CRIU lets the tasks
 //!   dump        each container's tasks are held until all are (see `dump`)          │ go, the inits deliver the
 //!   resume      the tasks run, signals are delivered                               ─┘ signals, no image is left
+//!   rehearsal   if the images are to say what is wanted first: instead of running on they are ended and thawed (see `rehearsal`)
 //!   hooks       after, for the applications that run on
 //!   build       layers are compressed
 //!   push        to the registry
@@ -24,15 +25,15 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use woodfrog_criu::Dump;
 use woodfrog_image::{
-    BaseImage, BlobOutcome, BlobStore, CheckpointRecord, Listener, MemoryMode, Process, PushProgress, Source,
-    Stdio,
+    BaseImage, BlobOutcome, BlobStore, CheckpointRecord, Listener, MemoryMode, Process, ProcessSet, PushProgress,
+    Source, Stdio,
 };
 use woodfrog_protocol::agent::{
     Connections, Finding, FreezeRequest, Frozen, FrozenImage, Memory, Progress, response,
 };
 
 use super::container::{Container, Order, Phasing};
-use super::dump::{self, Dumped, Gate, Job, Subject};
+use super::dump::{self, Dumped, Gate, Job, Rest, Subject};
 use super::error::FreezeError;
 use super::hooks;
 use super::phases::Stopwatch;
@@ -41,7 +42,7 @@ use super::runtime::ImageSource;
 use super::tree::{self, Tree};
 use super::unshare::SharedTree;
 use super::wake::WakeReason;
-use super::{Engine, netns, preflight, restore_json, volumes};
+use super::{Engine, netns, preflight, rehearsal, restore_json, volumes};
 
 /// How long what stands against a freeze may take to pass by itself, by the finding's category.
 const PATIENCE: [(&str, Duration); 2] =
@@ -105,6 +106,17 @@ pub async fn freeze(
             "connections can only be kept if the containers are stopped: nobody is connected to two programs";
         return Err(FreezeError::Request(why.into()));
     }
+    if let Some(container) = containers.iter().find(|container| container.standby.is_some())
+        && request.rehearsal.is_some()
+    {
+        let name = container.info.display();
+        let why = format!("{name} may sleep: which memory is wanted first is recorded with containers that stay awake");
+        return Err(FreezeError::Request(why));
+    }
+    if connections == Connections::Keep && request.rehearsal.is_some() {
+        let why = "connections that are kept do not outlast the thaw by which is recorded which memory is wanted first";
+        return Err(FreezeError::Request(why.into()));
+    }
     let destinations = destinations(engine, containers, request)?;
     let _busy = containers.iter().map(Busy::begin).collect::<Result<Vec<_>, _>>()?;
     for container in containers.iter().filter(|container| container.life().phasing == Phasing::Frozen) {
@@ -115,9 +127,20 @@ pub async fn freeze(
     let work = tempfile::tempdir_in(&engine.dirs.freezes)
         .map_err(|source| FreezeError::Directory { path: engine.dirs.freezes.clone(), source })?;
     let store = Arc::new(BlobStore::open(work.path().join("blobs"))?);
-    let held = dump_all(engine, containers, trees, request, work.path(), &store, progress).await;
+    let mut held = dump_all(engine, containers, trees, request, work.path(), &store, progress).await;
+    let mut sets = Vec::new();
+    let mut warning = None;
+    if let (Ok((dumped, _)), Some(rehearsal)) = (&mut held, &request.rehearsal) {
+        say_all(progress, request, "rehearse");
+        match rehearsal::record(engine, containers, dumped, rehearsal).await {
+            Ok(recorded) => sets = recorded,
+            Err(e) => warning = Some(format!("the image does not say which memory is wanted first: {e}")),
+        }
+    }
+    // Thawed, they had theirs.
+    let ran_on = sets.is_empty();
     // An application that runs on is as it was before the hooks, whether its dump came about or not.
-    if !request.stop || held.is_err() {
+    if ran_on && (!request.stop || held.is_err()) {
         for container in containers {
             hooks::after_restore(&*engine.runtime, container, &request.after_restore).await;
         }
@@ -127,11 +150,16 @@ pub async fn freeze(
     let finishing = dumped.into_iter().zip(destinations).zip(bases).enumerate().map(
         |(number, ((dumped, destination), base))| {
             let name = request.targets[number].container.clone();
-            finish(engine, name, dumped, destination, base, store.clone(), progress)
+            let working_set = sets.get(number).cloned().unwrap_or_default();
+            let place = Place { destination, base, store: store.clone() };
+            finish(engine, name, dumped, working_set, place, progress)
         },
     );
     let images = match try_join_all(finishing).await {
-        Ok(images) => images,
+        Ok(mut images) => {
+            images.iter_mut().for_each(|image| image.warnings.extend(warning.clone()));
+            images
+        }
         Err(e) => {
             for dump in held {
                 let _ = dump.refuse().await;
@@ -305,7 +333,8 @@ async fn job(
     let shared = shared(engine, container, &tree)?;
     let subject = Subject { container: container.clone(), tree, dir: dir.to_owned(), connections, shared };
     let stay = connections == Connections::Keep;
-    let job = Job { subject, store: store.clone(), layers, base, record, stay };
+    let rehearse = request.rehearsal.is_some();
+    let job = Job { subject, store: store.clone(), layers, base, record, stay, rehearse };
     Ok((job, source.reference))
 }
 
@@ -432,19 +461,27 @@ async fn dump_together(
     }
 }
 
+/// Where an image goes, and what it is made with.
+struct Place {
+    destination: Destination,
+    base: String,
+    store: Arc<BlobStore>,
+}
+
 async fn finish(
     engine: &Engine,
     name: String,
     dumped: Dumped,
-    destination: Destination,
-    base: String,
-    store: Arc<BlobStore>,
+    working_set: Vec<ProcessSet>,
+    Place { destination, base, store }: Place,
     progress: &mpsc::Sender<response::Kind>,
 ) -> Result<FrozenImage, FreezeError> {
+    let spans = working_set.iter().flat_map(|process| &process.spans);
+    let working_set_bytes = spans.map(|(_, length)| length).sum();
     let mut watch = Stopwatch::start("freeze");
     let (report, container) = (progress.clone(), name.clone());
-    let memory = Arc::new(move |bytes| say(&report, &container, "compress", bytes, 0));
-    let built = dumped.build.finish(memory).await?;
+    let progress_of_memory = Arc::new(move |bytes| say(&report, &container, "compress", bytes, 0));
+    let built = dumped.build.finish(Rest { progress: progress_of_memory, working_set }).await?;
     watch.lap("build");
     let image = built.image;
     // Who has to know what was begun gets this in any case.
@@ -473,6 +510,7 @@ async fn finish(
         standstill_ms: dumped.standstill_ms,
         phases: dumped.phases.into_iter().chain(watch.phases()).collect(),
         warnings: built.warnings,
+        working_set_bytes,
     })
 }
 
@@ -481,6 +519,10 @@ fn say(progress: &mpsc::Sender<response::Kind>, container: &str, phase: &str, do
     let message =
         Progress { container: container.into(), phase: phase.into(), done, total, digest: String::new() };
     let _ = progress.try_send(response::Kind::Progress(message));
+}
+
+fn say_all(progress: &mpsc::Sender<response::Kind>, request: &FreezeRequest, phase: &str) {
+    request.targets.iter().for_each(|target| say(progress, &target.container, phase, 0, 0));
 }
 
 struct Push {

@@ -27,6 +27,8 @@ use super::freezer::Freezer;
 use super::link::{Link, LinkError};
 use super::pager::Pager;
 use super::preparation::Preparation;
+use super::prepared::Prepared;
+use super::sleep::asleep;
 use super::standby::{Rest, Standby};
 use super::thaw::{self, ThawError, Thawed};
 use super::{Engine, hooks, one_cpu, postponed};
@@ -105,10 +107,16 @@ async fn follow(engine: Arc<Engine>, container: Weak<Container>, digest: String,
             container.note(message);
         }
     };
-    let report = match pager.report().await {
+    let mut report = match pager.report().await {
         Ok(report) => report,
         Err(e) => return note(format!("its pager: {e}")),
     };
+    let wanted = std::mem::take(&mut report.wanted);
+    if !wanted.is_empty()
+        && let Err(e) = engine.working_sets.add(&digest, wanted)
+    {
+        warn!("cannot keep the working set of {digest}: {e}");
+    }
     if report.complete_us > 0 {
         engine.metrics.memory_complete(&report);
         note(format!(
@@ -130,11 +138,6 @@ async fn follow(engine: Arc<Engine>, container: Weak<Container>, digest: String,
         if let Some(container) = container.upgrade() {
             container.update(|life| life.memory = Some(memory));
         }
-    }
-    if !report.wanted.is_empty()
-        && let Err(e) = engine.working_sets.add(&digest, report.wanted)
-    {
-        warn!("cannot keep the working set of {digest}: {e}");
     }
 }
 
@@ -285,6 +288,7 @@ impl Keeper<'_> {
                     life.criu_steps = criu_steps;
                     life.thaw_us = (began_us, done_us);
                     life.memory_pending = pager.is_some();
+                    life.memory = None;
                     life.shares_memory = shares_memory;
                 });
                 if let Some(pager) = pager {
@@ -299,6 +303,32 @@ impl Keeper<'_> {
                 postponed::none_due(self.container);
                 self.engine.metrics.not_thawed(occasion, &e);
                 Ok(Err(e))
+            }
+        }
+    }
+
+    /// Ends the application, and thaws it from what has just been dumped of it. The inner error: why its command was started instead.
+    async fn rehearse(
+        &self,
+        link: &mut Link,
+        dumped: Arc<Prepared>,
+    ) -> Result<Result<(), String>, LinkError> {
+        let message = "it is thawed from what was dumped of it, for its image to say what it wants first";
+        self.container.note(message);
+        link.send(to_init::Kind::Rehearse(Reason { message: message.into() }), None).await?;
+        if let Some(started) = asleep(link).await? {
+            self.is_cold(started);
+            return Ok(Err("its init has started the command".into()));
+        }
+        let preparation = Preparation::of(self.engine, self.container, dumped, link.pid);
+        match self.try_thaw(link, preparation, Occasion::Rehearsal).await? {
+            Ok(hooks) => {
+                self.run_hooks(Occasion::Rehearsal, &hooks).await;
+                Ok(Ok(()))
+            }
+            Err(e) => {
+                self.start_cold(link, &e).await?;
+                Ok(Err(e.to_string()))
             }
         }
     }
@@ -370,6 +400,10 @@ impl Keeper<'_> {
                     Some(Order::EndDump) => link.send(to_init::Kind::EndDump(Default::default()), None).await?,
                     // It is awake, and hears of its end from its init.
                     Some(Order::Wake(_) | Order::Stopping) => {}
+                    Some(Order::Rehearse(prepared, reply)) => {
+                        let rehearsed = self.rehearse(link, prepared).await?;
+                        let _ = reply.send(rehearsed);
+                    }
                     Some(Order::Stop) => {
                         link.send(to_init::Kind::Stop(Exiting { code: 0 }), None).await?;
                     }

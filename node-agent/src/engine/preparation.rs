@@ -19,6 +19,7 @@ use woodfrog_protocol::pager::WorkingSet;
 use woodfrog_sys::process::{Place, SpawnError, Waiting};
 
 use super::container::Container;
+use super::image_set::with_own;
 use super::pager::{self, Pager, Planned, Sharing};
 use super::prepared::{PrepareError, Prepared};
 use super::thaw::{ThawError, failed};
@@ -162,6 +163,11 @@ impl Image {
         container: &Arc<Container>,
         prepared: Arc<Prepared>,
     ) -> Result<Self, ThawError> {
+        if !prepared.wanted.is_empty() {
+            let spans = prepared.wanted.iter().flat_map(|process| &process.spans);
+            let bytes: u64 = spans.map(|span| span.length).sum();
+            container.note(format!("its image says that {:.1} MB are wanted first", bytes as f64 / 1e6));
+        }
         let sharing = sharing(engine, container, &prepared).await?;
         let scratch =
             tempfile::tempdir_in(&engine.dirs.scratch).map_err(failed("make a scratch directory"))?;
@@ -177,7 +183,7 @@ impl Image {
         let images = prepared.with(&changed)?;
         let planned = match &engine.pager {
             Some(_) => {
-                let wanted = engine.working_sets.get(&prepared.digest);
+                let wanted = with_own(&prepared.wanted, engine.working_sets.get(&prepared.digest));
                 Planned::new(&prepared.images, wanted, sharing.is_some(), &work)
             }
             None => Ok(None),

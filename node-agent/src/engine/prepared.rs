@@ -10,8 +10,13 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use woodfrog_criu::images::{Checkpoint, ImageDir};
-use woodfrog_image::{CheckpointRecord, Compatibility, FileError, Incompatibility, ReadError, labels};
+use tracing::warn;
+use woodfrog_image::{
+    CheckpointRecord, Compatibility, FileError, Incompatibility, ReadError, ReadRecord, RecordedSet, labels,
+};
+use woodfrog_protocol::pager::Wanted;
 
+use super::image_set;
 use super::runtime::Layers;
 use crate::policy;
 
@@ -30,6 +35,8 @@ pub struct Prepared {
     merged: ImageDir,
     /// Digest of the image's manifest.
     pub digest: String,
+    /// What its processes want first, as the image says.
+    pub wanted: Vec<Wanted>,
     /// The state that one container was in, and not what its image has: of no use to others.
     pub saved: bool,
 }
@@ -77,7 +84,7 @@ impl Prepared {
             dirs.extend(checkpoint_dir(layer)?);
         }
         let record = find(&dirs, labels::RECORD_FILE).map_err(|_| PrepareError::NoRecord)?;
-        let record = woodfrog_image::read_record(record)?;
+        let ReadRecord { record, digest: capture } = woodfrog_image::read_record(record)?;
         record.compatibility.compatible(node).map_err(PrepareError::Incompatible)?;
         record.check_files(|name| find(&dirs, name))?;
         let merged = overlay(dirs.iter().map(AsFd::as_fd))?;
@@ -89,7 +96,8 @@ impl Prepared {
         let images = Checkpoint::open(&merged, &[labels::RECORD_FILE, "volumes"])?;
         images.check_pages(&[&merged])?;
         let policy = policy::prepare(&images);
-        Ok(Self { record, images, policy, dirs, merged, digest, saved: false })
+        let wanted = wanted(layers, &capture, &images);
+        Ok(Self { record, images, policy, dirs, merged, digest, wanted, saved: false })
     }
 
     /// The image directory for CRIU: the files of `scratch` in place of the image's own. It is attached nowhere.
@@ -112,6 +120,22 @@ impl Prepared {
     pub fn open(&self, name: &str) -> io::Result<File> {
         find(&self.dirs, name)
     }
+}
+
+/// What the image says of that, if it is of any use.
+fn wanted(layers: &Layers, capture: &str, images: &Checkpoint) -> Vec<Wanted> {
+    let file = layers.lower.iter().find_map(|layer| {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(layer, flags, Mode::empty()).ok()?;
+        open(root, labels::WORKING_SET_PATH).ok()
+    });
+    let Some(file) = file else { return Vec::new() };
+    let set = RecordedSet::read(file).map_err(|e| e.to_string());
+    let checked = set.and_then(|set| image_set::check(set, capture, images).map_err(|e| e.to_string()));
+    checked.unwrap_or_else(|why| {
+        warn!("what an image says of the memory that is wanted first is not used: {why}");
+        Vec::new()
+    })
 }
 
 fn overlay<'a>(dirs: impl Iterator<Item = BorrowedFd<'a>>) -> Result<OwnedFd, PrepareError> {

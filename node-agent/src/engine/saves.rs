@@ -67,7 +67,7 @@ impl Saves {
         }
         let (digest, node) = (image.digest.clone(), engine.node.clone());
         match spawn_blocking(move || read(&directory, digest, &node)).await {
-            Ok(Ok(prepared)) => Some(Arc::new(prepared)),
+            Ok(Ok(prepared)) => Some(Arc::new(of_image(prepared, image))),
             Ok(Err(e)) => {
                 container.note(format!("the state that it was saved in is lost: {e}"));
                 None
@@ -142,7 +142,8 @@ impl Saves {
             }
             let record = record_of(images.path(), record).and_then(|record| Ok(record.to_json()?));
             let record = record.map_err(|source| FreezeError::Build { container: owner, source })?;
-            finish(&subject.dir, &whole, &record)
+            write_record(&subject.dir, &record)
+                .and_then(|()| std::fs::rename(&subject.dir, &whole))
                 .and_then(|()| read(&whole, digest, &node).map_err(io::Error::other))
                 .map_err(|source| FreezeError::Directory { path: whole, source })
         });
@@ -153,7 +154,7 @@ impl Saves {
             finished = &mut finishing => finished.unwrap_or(Err(FreezeError::Panic)),
         };
         match finished {
-            Ok(prepared) => Ok(Saved { prepared: Arc::new(prepared), dump }),
+            Ok(prepared) => Ok(Saved { prepared: Arc::new(of_image(prepared, image)), dump }),
             Err(e) => {
                 // Whoever waits for the application first, then what it leaves.
                 let refused = dump.refuse().await;
@@ -168,7 +169,8 @@ impl Saves {
     }
 }
 
-fn memory(directory: &Path) -> PathBuf {
+/// Where CRIU's images go in the directory of a dump.
+pub(super) fn memory(directory: &Path) -> PathBuf {
     directory.join("memory")
 }
 
@@ -176,19 +178,28 @@ fn state(directory: &Path) -> PathBuf {
     directory.join("state")
 }
 
-/// Writes the record, and gives the directory the name of one that is whole.
-fn finish(directory: &Path, whole: &Path, record: &[u8]) -> io::Result<()> {
+/// Writes the record beside CRIU's images.
+pub(super) fn write_record(directory: &Path, record: &[u8]) -> io::Result<()> {
     let checkpoint = state(directory).join(labels::CHECKPOINT_DIR);
     std::fs::create_dir_all(&checkpoint)?;
-    std::fs::write(checkpoint.join(labels::RECORD_FILE), record)?;
-    std::fs::rename(directory, whole)
+    std::fs::write(checkpoint.join(labels::RECORD_FILE), record)
 }
 
-fn read(directory: &Path, digest: String, node: &Compatibility) -> Result<Prepared, PrepareError> {
+/// Reads the state in such a directory, as if it were an image with this digest.
+///
+/// # Errors
+/// It cannot be restored.
+pub(super) fn read(directory: &Path, digest: String, node: &Compatibility) -> Result<Prepared, PrepareError> {
     let layers = Layers { lower: vec![state(directory), memory(directory)], upper: PathBuf::new() };
     let mut prepared = Prepared::read(&layers, digest, node)?;
     prepared.saved = true;
     Ok(prepared)
+}
+
+/// It wants first what its image does, as far as it still has that.
+fn of_image(mut saved: Prepared, image: &Prepared) -> Prepared {
+    saved.wanted.clone_from(&image.wanted);
+    saved
 }
 
 fn remove(directory: &Path) -> io::Result<()> {

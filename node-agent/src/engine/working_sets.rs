@@ -60,6 +60,15 @@ impl WorkingSets {
         self.forget_old()
     }
 
+    /// Takes away what is known of an image.
+    pub fn take(&self, digest: &str) -> WorkingSet {
+        let set = self.get(digest);
+        if let Some(path) = self.path(digest) {
+            let _ = fs::remove_file(path);
+        }
+        set
+    }
+
     fn path(&self, digest: &str) -> Option<PathBuf> {
         let hex = digest.strip_prefix("sha256:")?;
         let is_hex = hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit());
@@ -109,6 +118,7 @@ mod tests {
         assert_eq!((runs, processes[0].spans.len()), (2, 2));
         assert_eq!((processes[0].spans[1].start, processes[1].pid), (65536, 301));
         assert_eq!(sets.get(&digest(2)), WorkingSet::default());
+        assert_eq!((sets.take(&digest(1)).runs, sets.get(&digest(1)).runs), (2, 0));
     }
 
     #[test]

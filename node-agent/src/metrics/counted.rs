@@ -52,6 +52,8 @@ pub enum Occasion {
     Start,
     /// It slept.
     Wake,
+    /// Its freeze finds out what it wants first.
+    Rehearsal,
 }
 
 impl Occasion {
@@ -59,6 +61,7 @@ impl Occasion {
         match self {
             Self::Start => "start",
             Self::Wake => "wake",
+            Self::Rehearsal => "rehearsal",
         }
     }
 }

@@ -286,6 +286,21 @@ fn a_thawed_application_is_ended_by_sleep_and_may_be_thawed_again() {
 }
 
 #[test]
+fn only_a_rehearsal_ends_an_application_that_was_started() {
+    let mut test = Test::waiting();
+    test.told(Told::StartCold(Reason { message: "no image".into() }));
+    test.told(Told::Sleep(Reason { message: "a thaw has failed".into() }));
+    assert_eq!(test.cold_reason(), Some("no image"), "it runs already");
+    test.told(Told::Rehearse(Reason { message: "dumped".into() }));
+    assert_eq!(test.machine.world.said.last(), Some(&Say::Asleep(Empty {})));
+    let worker = OwnedFd::from(File::open("/dev/null").unwrap());
+    assert_eq!(test.machine.told(Told::RequestLease(Empty {}), Some(worker), test.now), Continue(()));
+    assert_eq!(test.machine.world.said.last(), Some(&Say::LeaseGranted(Empty {})));
+    test.told(Told::Rehearse(Reason { message: "dumped".into() }));
+    assert_eq!(test.machine.world.said.last(), Some(&Say::LeaseGranted(Empty {})), "nothing runs");
+}
+
+#[test]
 fn a_thaw_that_failed_leads_back_to_sleep_once_criu_is_gone() {
     let mut test = Test::committed();
     test.told(Told::Sleep(Reason { message: "no".into() }));

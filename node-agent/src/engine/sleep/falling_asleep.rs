@@ -195,7 +195,7 @@ async fn quiet(
 }
 
 /// Waits until an init that was told to sleep does. Some: it has started the command meanwhile.
-pub(super) async fn asleep(link: &mut Link) -> Result<Option<Started>, LinkError> {
+pub(in crate::engine) async fn asleep(link: &mut Link) -> Result<Option<Started>, LinkError> {
     let heard = async {
         loop {
             match link.next().await? {

@@ -35,6 +35,7 @@ use super::wake::{WakeOutcome, WakeReason, Waking};
 use super::{images, netns, postponed};
 use crate::activator::{Gate, Leave, Listeners};
 use falling_asleep::Awake;
+pub(super) use falling_asleep::asleep;
 use waking::until_it_listens;
 
 /// How long a container that is to be frozen must have had nothing to do after its first thaw.
@@ -330,7 +331,7 @@ impl Sleeper<'_> {
                         self.link.send(to_init::Kind::Stop(Exiting { code: 0 }), None).await?;
                     }
                     // Who asks for a dump learns from the drop that there is nothing to dump.
-                    Some(Order::BeginDump(_) | Order::EndDump) => {}
+                    Some(Order::BeginDump(_) | Order::EndDump | Order::Rehearse(..)) => {}
                 },
                 said = self.link.next() => if let from_init::Kind::Exiting(Exiting { code }) = said? {
                     container.note(format!("its init ended with exit code {code} while it slept"));
