@@ -10,6 +10,11 @@ fn template() -> Value {
     json!({"spec": {"containers": [{"name": "app", "image": "shop/web:1", "ports": [{"containerPort": 8080}]}]}})
 }
 
+/// What makes images say what is wanted first.
+fn rehearsed() -> Value {
+    json!({ "source": { "template": template() }, "recordWorkingSet": true })
+}
+
 /// Each of these must be refused, with each its sentence.
 async fn assert_refused<K: kube::Resource<DynamicType = ()>>(
     cluster: &Cluster,
@@ -45,10 +50,15 @@ async fn api_a_bad_checkpoint_is_refused_with_a_sentence_that_says_what_to_do() 
     let source = |source: Value| checkpoint_with(json!({ "source": source }));
     let named = |image: &str| checkpoint_with(json!({ "image": image }));
     let warm_up = |warm_up: Value| checkpoint_with(json!({ "warmUp": warm_up }));
+    let rehearsal = "recordWorkingSet ends the containers once and thaws them";
+    let rehearsed = |fields: Value| checkpoint_with(merged(rehearsed(), fields));
     let http = |fields: Value| warm_up(json!({ "http": [merged(json!({"port": 8080}), fields)] }));
     let hooks = |hooks: Value| checkpoint_with(json!({ "hooks": hooks }));
     let cases = vec![
         (source(json!({})), one_source),
+        (checkpoint_with(json!({ "recordWorkingSet": true })), rehearsal),
+        (rehearsed(json!({ "leaveRunning": true })), rehearsal),
+        (rehearsed(json!({ "connections": "Keep" })), rehearsal),
         (source(json!({"podName": "a", "template": template()})), one_source),
         (source(json!({"podName": "a", "workloadRef": {"kind": "Deployment", "name": "a"}})), one_source),
         (
@@ -112,6 +122,7 @@ async fn api_a_good_checkpoint_is_accepted() -> Result<()> {
     let mut cases = vec![
         checkpoint(),
         checkpoint_with(json!({"source": {"template": template()}})),
+        checkpoint_with(rehearsed()),
         checkpoint_with(json!({"source": {"workloadRef": {"kind": "StatefulSet", "name": "db"}}})),
         // As a Helm chart leaves what its values do not set.
         json!({"source": {"podName": "a", "template": null}, "image": "r.example/a", "pushSecretRef": null, "memory": null}),

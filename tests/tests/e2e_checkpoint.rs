@@ -187,7 +187,8 @@ fn digest(checkpoint: &Checkpoint) -> Option<String> {
     Some(checkpoint.status.as_ref()?.containers.first()?.digest.clone())
 }
 
-const KEEP_ONE: &str = "  pushSecretRef:\n    name: push\n  retention:\n    keep: 1\n";
+const KEEP_ONE: &str =
+    "  pushSecretRef:\n    name: push\n  retention:\n    keep: 1\n  recordWorkingSet: true\n";
 
 #[test]
 fn e2e_an_image_that_is_not_kept_is_gone_from_the_registry() {
@@ -204,6 +205,9 @@ fn e2e_an_image_that_is_not_kept_is_gone_from_the_registry() {
         let second = cluster.until("kept", PATIENCE, anew).await?;
         ensure!(!registry_has(cluster, "shop/kept", &old)?, "the old image is still in the registry");
         let new = digest(&second).context("no image")?;
+        let frozen = second.status.map(|status| status.containers).unwrap_or_default();
+        let set = frozen[0].working_set_bytes;
+        ensure!(set > Some(0) && set < Some(frozen[0].memory_bytes), "what is wanted first: {frozen:?}");
         ensure!(registry_has(cluster, "shop/kept", &new)?, "the new image is not in the registry");
         nothing_is_left(cluster).await
     });

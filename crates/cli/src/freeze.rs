@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use woodfrog_protocol::agent::{self, FreezeRequest, FreezeTarget, Frozen, Hook, HttpRequest, Rehearsal, request, response};
+use woodfrog_protocol::agent::{
+    self, FreezeRequest, FreezeTarget, Frozen, Hook, HttpRequest, Rehearsal, request, response,
+};
 
 use crate::args::{Format, Freeze, Registry};
 use crate::client;

@@ -37,7 +37,9 @@ mod working_set;
 pub use ahead::Ahead;
 pub use base::{BaseError, BaseImage};
 pub use build::{BuildError, BuiltImage, ImageBuilder, MemoryProgress, record_of};
-pub use checkpoint::{CheckpointLabels, FileError, LabelError, ReadError, ReadRecord, read_record, record_in_layer};
+pub use checkpoint::{
+    CheckpointLabels, FileError, LabelError, ReadError, ReadRecord, read_record, record_in_layer,
+};
 pub use compatibility::{Compatibility, Incompatibility};
 pub use credentials::{Credentials, CredentialsError, Login};
 pub use diff::{DiffError, DiffOptions, DiffReport};

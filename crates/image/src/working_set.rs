@@ -28,7 +28,9 @@ pub enum WorkingSetError {
     #[error("working-set.json is larger than a working set may be")]
     TooLarge,
     /// Something else, or of another time.
-    #[error("working-set.json is no working set of version {SET_VERSION}: it says {magic:?}, version {version}")]
+    #[error(
+        "working-set.json is no working set of version {SET_VERSION}: it says {magic:?}, version {version}"
+    )]
     Version {
         /// What it says that it is.
         magic: String,

@@ -94,7 +94,7 @@ fn what_is_wanted_first_is_a_last_layer_that_names_its_capture_and_no_base_of_an
     assert_eq!((read.capture, read.processes), (sha256(&record), wanted));
 
     let manifest = serde_json::from_slice(&image.manifest).unwrap();
-    let config = std::fs::read(store.path(&image.config.digest().to_string()).unwrap()).unwrap();
+    let config = std::fs::read(store.path(image.config.digest().as_ref()).unwrap()).unwrap();
     let labelled = CheckpointLabels::of_config(&config).unwrap().unwrap();
     assert_eq!(labelled.memory_layers(&manifest), Vec::<&oci_spec::image::Descriptor>::new());
     let again = BaseImage::new(&image.manifest, &config).unwrap();

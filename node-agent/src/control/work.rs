@@ -9,9 +9,10 @@ use kube::{Api, ResourceExt};
 use tokio::sync::{mpsc, watch};
 use tracing::info;
 use woodfrog_api::{
-    AgentPhase, AgentStatus, Checkpoint, Connections, FrozenContainer, Hook, Instruction, Memory, PushedImage,
+    AgentPhase, AgentStatus, Checkpoint, Connections, FrozenContainer, Hook, HttpRequest, Instruction,
+    Memory, PushedImage, WarmUp,
 };
-use woodfrog_protocol::agent::{self, FreezeRequest, FreezeTarget, Frozen, Progress, response};
+use woodfrog_protocol::agent::{self, FreezeRequest, FreezeTarget, Frozen, Progress, Rehearsal, response};
 
 use super::report::{self, compatibility};
 use super::secret::{self, SecretError};
@@ -19,6 +20,10 @@ use super::warm_up::{self, WarmUpError};
 use super::{Context, report::name};
 use crate::engine::EngineError;
 use crate::engine::container::Container;
+
+/// How often a request of the warm-up is sent in a rehearsal, at most, and how many there are in all.
+const REHEARSED: i32 = 3;
+const MAX_REHEARSED: usize = 32;
 
 /// Why an instruction was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -192,7 +197,7 @@ impl Work<'_> {
                 Memory::Shared => agent::Memory::Shared,
             }
             .into(),
-            rehearsal: None,
+            rehearsal: instruction.record_working_set.then(|| rehearsal(&instruction.warm_up)),
         }
     }
 
@@ -247,6 +252,8 @@ impl Work<'_> {
                 layer_bytes: image.layer_bytes.cast_signed(),
                 compressed_bytes: image.compressed_bytes.cast_signed(),
                 memory_bytes: image.memory_bytes.cast_signed(),
+                working_set_bytes: (image.working_set_bytes > 0)
+                    .then_some(image.working_set_bytes.cast_signed()),
                 freeze_ms: image.standstill_ms.round() as i64,
                 frozen_at: Some(now.clone()),
                 compatibility: Some(compatibility.clone()),
@@ -280,6 +287,26 @@ impl Meter {
     }
 }
 
+/// The requests of the warm-up, each a few times: what is wanted first is wanted soon.
+fn rehearsal(warm_up: &WarmUp) -> Rehearsal {
+    let times = |request: &HttpRequest| request.count.clamp(1, REHEARSED) as usize;
+    let requests = warm_up.http.iter().flat_map(|request| vec![rehearsed(request); times(request)]);
+    Rehearsal { requests: requests.take(MAX_REHEARSED).collect() }
+}
+
+fn rehearsed(request: &HttpRequest) -> agent::HttpRequest {
+    let headers = request.headers.iter();
+    agent::HttpRequest {
+        method: request.method.clone(),
+        port: request.port.unsigned_abs(),
+        path: request.path.clone(),
+        headers: headers
+            .map(|(name, value)| agent::Header { name: name.clone(), value: value.clone().into() })
+            .collect(),
+        body: request.body.clone().unwrap_or_default().into(),
+    }
+}
+
 fn hook(hook: &Hook) -> agent::Hook {
     let timeout_ms = u32::try_from(hook.timeout.get().as_millis()).unwrap_or(u32::MAX);
     let mut found = agent::Hook { timeout_ms, ..Default::default() };
@@ -301,6 +328,20 @@ mod tests {
         assert_eq!(camel_case("base_image"), "BaseImage");
         assert_eq!(camel_case("preflight"), "Preflight");
         assert_eq!(camel_case(""), "");
+    }
+
+    #[test]
+    fn a_rehearsal_sends_few_of_the_requests_of_the_warm_up() {
+        let json = serde_json::json!({ "http": [
+            { "port": 8080, "path": "/a", "count": 100, "headers": { "x": "y" } },
+            { "port": 8080, "path": "/b", "method": "POST", "body": "text" },
+        ]});
+        let warm_up: WarmUp = serde_json::from_value(json).unwrap();
+        let Rehearsal { requests } = rehearsal(&warm_up);
+        let said: Vec<_> =
+            requests.iter().map(|request| (request.method.as_str(), request.path.as_str())).collect();
+        assert_eq!(said, [("GET", "/a"), ("GET", "/a"), ("GET", "/a"), ("POST", "/b")]);
+        assert_eq!((requests[0].headers[0].name.as_str(), &requests[3].body[..]), ("x", b"text".as_slice()));
     }
 
     #[test]

@@ -125,9 +125,8 @@ pub async fn dump(
         true => DumpDir::on_disk(saves::memory(&job.subject.dir).join(labels::CHECKPOINT_DIR)),
         false => DumpDir::new(&job.subject.tree, job.subject.dir.join("images")),
     };
-    let images = images
-        .map_err(|source| FreezeError::Directory { path: job.subject.dir.clone(), source })?;
     let directory_failed = |source| FreezeError::Directory { path: job.subject.dir.clone(), source };
+    let images = images.map_err(directory_failed)?;
     // What is shared comes into the page files later, and a disk has enough to do.
     let ahead = match images.in_memory() && job.subject.shared.is_none() {
         true => Some(Ahead::start(images.open().map_err(directory_failed)?, Compression::default())),

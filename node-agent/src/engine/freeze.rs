@@ -25,8 +25,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use woodfrog_criu::Dump;
 use woodfrog_image::{
-    BaseImage, BlobOutcome, BlobStore, CheckpointRecord, Listener, MemoryMode, Process, ProcessSet, PushProgress,
-    Source, Stdio,
+    BaseImage, BlobOutcome, BlobStore, CheckpointRecord, Listener, MemoryMode, Process, ProcessSet,
+    PushProgress, Source, Stdio,
 };
 use woodfrog_protocol::agent::{
     Connections, Finding, FreezeRequest, Frozen, FrozenImage, Memory, Progress, response,
@@ -110,7 +110,9 @@ pub async fn freeze(
         && request.rehearsal.is_some()
     {
         let name = container.info.display();
-        let why = format!("{name} may sleep: which memory is wanted first is recorded with containers that stay awake");
+        let why = format!(
+            "{name} may sleep: which memory is wanted first is recorded with containers that stay awake"
+        );
         return Err(FreezeError::Request(why));
     }
     if connections == Connections::Keep && request.rehearsal.is_some() {

@@ -127,7 +127,9 @@ mod tests {
 
     #[test]
     fn what_is_no_pages_is_refused() {
-        for (start, length) in [(1, PAGE), (PAGE, 1), (PAGE, 0), (u64::MAX - PAGE + 1, PAGE), (PAGE, u64::MAX)] {
+        for (start, length) in
+            [(1, PAGE), (PAGE, 1), (PAGE, 0), (u64::MAX - PAGE + 1, PAGE), (PAGE, u64::MAX)]
+        {
             assert_eq!(parts(&[(start, length)]), Err(ImageSetError::Span { start, length }));
         }
     }

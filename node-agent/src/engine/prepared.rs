@@ -9,8 +9,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
-use woodfrog_criu::images::{Checkpoint, ImageDir};
 use tracing::warn;
+use woodfrog_criu::images::{Checkpoint, ImageDir};
 use woodfrog_image::{
     CheckpointRecord, Compatibility, FileError, Incompatibility, ReadError, ReadRecord, RecordedSet, labels,
 };

@@ -100,7 +100,8 @@ pub(super) async fn record(
         let init = container.life().init;
         for request in &rehearsal.requests {
             if let Err(why) = send(init, request).await {
-                container.note(format!("its rehearsal: request to port {}{}: {why}", request.port, request.path));
+                container
+                    .note(format!("its rehearsal: request to port {}{}: {why}", request.port, request.path));
             }
         }
     }

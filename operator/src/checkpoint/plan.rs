@@ -83,6 +83,9 @@ impl Attempt {
             (template, &spec.source.pod_name, &spec.containers, &spec.warm_up),
             (&spec.hooks, &spec.connections, &spec.memory, &spec.image, spec.leaves_running()),
         ));
+        // What is not asked for must not change the revisions of Checkpoints that are there.
+        let revision =
+            if spec.record_working_set { revision::of(&(revision, "recordWorkingSet")) } else { revision };
         let status = checkpoint.status.as_ref();
         let number = status.and_then(|status| status.attempt).unwrap_or(0);
         let same = status.is_some_and(|status| status.revision.as_ref() == Some(&revision));

@@ -88,7 +88,13 @@ const IMAGE_RULE: &str = concat!(
     validation = Rule::new("has(self.image)")
         .message("spec.image is missing: name where the image is pushed, as in registry.example/shop/web:warm; a store on the nodes, which would need no image, does not exist yet")
         .reason(Reason::FieldValueRequired)
-        .field_path(".image")
+        .field_path(".image"),
+    validation = Rule::new("!has(self.recordWorkingSet) || !self.recordWorkingSet || \
+        !has(self.source.podName) && !(has(self.leaveRunning) && self.leaveRunning) && \
+        !(has(self.connections) && self.connections == 'Keep')")
+        .message("recordWorkingSet ends the containers once and thaws them: it is for pods that are made from a template and go \
+                  when they are frozen, without connections: Keep")
+        .field_path(".recordWorkingSet")
 )]
 pub struct CheckpointSpec {
     /// The pod that is frozen: exactly one of podName, template, workloadRef.
@@ -114,6 +120,11 @@ pub struct CheckpointSpec {
     /// longer for good. A WarmPool may say otherwise for its pods.
     #[serde(default)]
     pub memory: Memory,
+    /// Whether the images say which of their memory is wanted first, so that a node brings that first when it thaws one for the first time. For
+    /// that the containers are thawed once from what was frozen, in the warm-up pod, and sent the requests of warmUp.http. If it
+    /// cannot be found out, the images are made without it, and an Event says why. Not with podName, leaveRunning or connections: Keep.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub record_working_set: bool,
     /// Whether the frozen pod runs on. Default: a pod named by podName does; others are deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leave_running: Option<bool>,

@@ -107,6 +107,9 @@ pub struct FrozenContainer {
     pub compressed_bytes: i64,
     /// Bytes of memory in it, uncompressed.
     pub memory_bytes: i64,
+    /// Bytes of that which the image says are wanted first. Not there if it does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub working_set_bytes: Option<i64>,
     /// How long the application stood still, in milliseconds.
     pub freeze_ms: i64,
     /// When it was frozen.
@@ -180,6 +183,9 @@ pub struct Instruction {
     /// How applications get their memory when they are thawed.
     #[serde(default)]
     pub memory: Memory,
+    /// Whether the images are to say which of their memory is wanted first.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub record_working_set: bool,
     /// Whether the application runs on; otherwise it ends when its image is safe.
     #[serde(default)]
     pub leave_running: bool,

@@ -38,8 +38,22 @@ impl Planner<'_> {
         let message = format!("frozen into {}", images.join(", "));
         self.judge(CheckpointCondition::Ready, true, CheckpointReason::Succeeded, &message);
         self.note(false, "Succeeded", message);
+        self.note_missing_sets(containers);
         self.plan.outcome = Some("Succeeded".into());
         self.rest();
+    }
+
+    /// Images that do not say what is wanted first, though they were to: they are as good, but the first thaw on a node is slower.
+    fn note_missing_sets(&mut self, containers: &[FrozenContainer]) {
+        if !self.checkpoint.spec.record_working_set {
+            return;
+        }
+        for container in containers.iter().filter(|container| container.working_set_bytes.is_none()) {
+            let mut warnings = container.warnings.iter().filter(|warning| warning.contains("wanted first"));
+            let why = warnings.next_back().map_or("the node's agent does not record it", String::as_str);
+            let message = format!("container {}: {why}", container.name);
+            self.note(true, "WorkingSetNotRecorded", message);
+        }
     }
 
     /// Nothing is to be made.

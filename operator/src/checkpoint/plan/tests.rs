@@ -180,6 +180,28 @@ fn a_checkpoint_becomes_ready_phase_by_phase_and_its_pod_goes() {
 }
 
 #[test]
+fn an_image_that_does_not_say_what_is_wanted_first_is_ready_all_the_same_and_an_event_says_why() {
+    let mut world = World::of_a_template();
+    world.instructed();
+    world.is_done("sha256:a");
+    let before = world.look();
+    assert_eq!(before.notes.len(), 1, "nobody has asked for it");
+
+    world.checkpoint.spec.record_working_set = true;
+    assert_eq!(world.look().create.unwrap().name_any(), "web-warm-2", "the image is another one");
+    world.pod_is("Running", true);
+    assert!(world.look().status.instruction.unwrap().record_working_set);
+    world.is_done("sha256:b");
+    let containers = &mut world.checkpoint.status.as_mut().unwrap().agent.as_mut().unwrap().containers;
+    containers[0].warnings = vec!["the image does not say which memory is wanted first: no pager".into()];
+    let plan = world.look();
+    assert_eq!(ready(&plan), ("True", "Succeeded"));
+    let [_, note] = plan.notes.as_slice() else { panic!("{:?}", plan.notes) };
+    assert_eq!(note.reason, "WorkingSetNotRecorded");
+    assert!(note.text.ends_with("no pager"), "{}", note.text);
+}
+
+#[test]
 fn a_change_of_the_source_makes_it_anew_and_the_old_image_stays_until_then() {
     let mut world = World::of_a_template();
     world.instructed();

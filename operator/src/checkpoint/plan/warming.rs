@@ -131,6 +131,7 @@ impl Planner<'_> {
             warm_up: spec.warm_up.clone(),
             connections: spec.connections,
             memory: spec.memory,
+            record_working_set: spec.record_working_set,
             leave_running: spec.leaves_running(),
             hooks: spec.hooks.clone(),
             push_secret_ref: spec.push_secret_ref.clone(),
