@@ -15,6 +15,8 @@
 //!
 //! Where connections are kept, the tasks stay held until they are stopped: an end of theirs would be told to the peers.
 
+use std::borrow::Cow;
+use std::fmt::Display;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -106,19 +108,20 @@ pub async fn freeze(
             "connections can only be kept if the containers are stopped: nobody is connected to two programs";
         return Err(FreezeError::Request(why.into()));
     }
-    if let Some(container) = containers.iter().find(|container| container.standby.is_some())
-        && request.rehearsal.is_some()
-    {
-        let name = container.info.display();
-        let why = format!(
-            "{name} may sleep: which memory is wanted first is recorded with containers that stay awake"
-        );
-        return Err(FreezeError::Request(why));
-    }
     if connections == Connections::Keep && request.rehearsal.is_some() {
         let why = "connections that are kept do not outlast the thaw by which is recorded which memory is wanted first";
         return Err(FreezeError::Request(why.into()));
     }
+    let mut warning = None;
+    let mut request = Cow::Borrowed(request);
+    let sleeps = |container: &&Arc<Container>| container.checkpoint_image && container.standby.is_some();
+    if let Some(container) = containers.iter().find(sleeps)
+        && request.rehearsal.is_some()
+    {
+        warning = Some(not_told(&format!("{} may sleep", container.info.display())));
+        request.to_mut().rehearsal = None;
+    }
+    let request = &*request;
     let destinations = destinations(engine, containers, request)?;
     let _busy = containers.iter().map(Busy::begin).collect::<Result<Vec<_>, _>>()?;
     for container in containers.iter().filter(|container| container.life().phasing == Phasing::Frozen) {
@@ -131,12 +134,11 @@ pub async fn freeze(
     let store = Arc::new(BlobStore::open(work.path().join("blobs"))?);
     let mut held = dump_all(engine, containers, trees, request, work.path(), &store, progress).await;
     let mut sets = Vec::new();
-    let mut warning = None;
     if let (Ok((dumped, _)), Some(rehearsal)) = (&mut held, &request.rehearsal) {
         say_all(progress, request, "rehearse");
         match rehearsal::record(engine, containers, dumped, rehearsal).await {
             Ok(recorded) => sets = recorded,
-            Err(e) => warning = Some(format!("the image does not say which memory is wanted first: {e}")),
+            Err(e) => warning = Some(not_told(&e)),
         }
     }
     // Thawed, they had theirs.
@@ -183,6 +185,11 @@ pub async fn freeze(
         let _ = dump.ended().await;
     }
     Ok(Frozen { images, total_ms: began.elapsed().as_secs_f64() * 1e3 })
+}
+
+/// What the maker of an image hears that does not say what is wanted first, though it was to.
+fn not_told(why: &dyn Display) -> String {
+    format!("the image does not say which memory is wanted first: {why}")
 }
 
 /// The preflight, once more while all that stands against the freeze may pass by itself, such as a probe of kubelet's.
