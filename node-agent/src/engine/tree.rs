@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use procfs::ProcError;
 use procfs::net::TcpState;
@@ -192,8 +192,10 @@ fn process(pid: i32) -> Result<(Process, Vec<i32>), ProcError> {
     Ok((process, below))
 }
 
-fn is_memory_file(path: &std::path::Path) -> bool {
-    path.starts_with("/dev/shm") || path.starts_with("/dev/zero")
+fn is_memory_file(path: &Path) -> bool {
+    // The second is how the kernel names anonymous memory that is shared.
+    path.starts_with("/dev/shm")
+        || ["/dev/zero", "/dev/zero (deleted)"].iter().any(|zero| path == Path::new(zero))
 }
 
 fn kind(pid: i32, fd: i32, target: FDTarget) -> FileKind {
@@ -265,6 +267,21 @@ impl OpenFile {
         match self.kind {
             FileKind::Socket(inode) => Some(inode),
             _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_no_device_also_where_it_is_shared() {
+        for memory in ["/dev/zero", "/dev/zero (deleted)", "/dev/shm/a", "/dev/shm/a (deleted)"] {
+            assert!(is_memory_file(Path::new(memory)), "{memory}");
+        }
+        for device in ["/dev/mem", "/dev/zero0", "/dev/nvidia0 (deleted)"] {
+            assert!(!is_memory_file(Path::new(device)), "{device}");
         }
     }
 }
