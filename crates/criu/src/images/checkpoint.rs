@@ -321,22 +321,25 @@ impl Reader<'_> {
     fn task(&mut self, entry: Pstree) -> Result<Task, ImageError> {
         let pid = entry.pid;
         let broken = |reason: &str| ImageError::inconsistent(ImageName::Core(pid).file_name(), reason);
-        if entry.threads.first() != Some(&pid) {
-            return Err(ImageError::inconsistent(
-                "pstree.img",
-                format!("process {pid} is not its own first thread"),
-            ));
-        }
         let core: Core = self.one(&ImageName::Core(pid), "core_entry")?;
         let Some(tc) = &core.tc else { return Err(broken("has no task core")) };
         let Some(state) = TaskState::from_image(tc.task_state) else {
             return Err(broken(&format!("task_state is {}, which no dumped process has", tc.task_state)));
         };
         if state == TaskState::Dead {
-            if entry.threads.len() > 1 || core.thread_core.is_some() {
+            // CRIU fills in no thread of a zombie, and reads none: its id is its own.
+            let threads = entry.threads.iter().filter(|tid| ![0, pid].contains(tid)).count();
+            if threads > 0 || entry.threads.len() > 1 || core.thread_core.is_some() {
                 return Err(broken("is a zombie with threads"));
             }
+            let entry = Pstree { threads: vec![pid], ..entry };
             return Ok(Task { entry, state, core, threads: Vec::new(), body: None });
+        }
+        if entry.threads.first() != Some(&pid) {
+            return Err(ImageError::inconsistent(
+                "pstree.img",
+                format!("process {pid} is not its own first thread"),
+            ));
         }
         if core.thread_core.is_none() {
             return Err(broken("has no thread core"));
