@@ -12,6 +12,7 @@ mod leaks;
 mod packets;
 mod requests;
 mod restarts;
+mod torture;
 mod traffic;
 mod upgrade;
 
