@@ -31,6 +31,7 @@ const RIGHTS: &[(&str, &str, &str, &str)] = &[
     ("agent", "*", "events.k8s.io/events", "create patch"),
     ("agent", "*", "woodfrog.dev/checkpoints", "list watch"),
     ("agent", "*", "woodfrog.dev/checkpoints/status", "patch"),
+    ("agent", "*", "woodfrog.dev/warmpools", "list watch"),
     ("agent", NAMESPACE, "coordination.k8s.io/leases", "create patch"),
     ("operator", "*", "/nodes", "list"),
     ("operator", "*", "/pods", "get list watch create patch delete"),

@@ -242,3 +242,39 @@ async fn events(cluster: &Cluster<'_>, pod: &Pod, reason: &str) -> Result<Vec<Ev
 fn is_kept(pod: &Pod) -> bool {
     pod.annotations().get(names::KEEP_AWAKE_ANNOTATION).is_some_and(|kept| kept == "true")
 }
+
+/// What is in the page store of the cluster's node.
+fn stored(cluster: &Cluster<'_>) -> Result<Vec<Value>> {
+    let output = cluster.member.stack.woodfrog(&["ps", "--pages", "--output", "json"])?;
+    serde_json::from_str(&output).with_context(|| output)
+}
+
+#[test]
+fn e2e_the_memory_of_a_pools_image_is_in_the_page_store_before_its_first_pod() {
+    in_cluster("pool-ahead", &[App::Cpython], async |cluster| {
+        let frozen = examples::python(cluster, "shop/ahead").await?.status.context("no status")?.containers;
+        let (image, digest) = (frozen[0].image.trim_end_matches(":warm"), frozen[0].digest.clone());
+        let pull = ["-n", "k8s.io", "images", "pull", "--plain-http", &format!("{image}@{digest}")];
+        cluster.node.run("ctr", &pull)?;
+        ensure!(stored(cluster)?.is_empty(), "nobody has asked for it");
+        cluster.apply(&POOL.replace("replicas: 2", "replicas: 0\n  memory: Shared")).await?;
+        let deadline = Instant::now() + PATIENCE;
+        while stored(cluster)?.is_empty() {
+            ensure!(Instant::now() < deadline, "it is never there");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let before = stored(cluster)?.remove(0);
+        ensure!(before["digest"] == digest && before["used"] == false, "{before}");
+        ensure!(pods(cluster).await?.is_empty(), "it has no pods");
+        // Nothing is kept from going that was borrowed for it.
+        let leases = cluster.node.run("ctr", &["-n", "k8s.io", "leases", "ls", "-q"])?;
+        ensure!(!leases.contains("woodfrog-ahead"), "{leases}");
+
+        change(cluster, json!({ "replicas": 1, "standby": "Awake", "idleTimeout": null })).await?;
+        until(cluster, |status| status.ready_replicas == 1).await?;
+        cluster.assert_thawed(&pods(cluster).await?[0])?;
+        let after = stored(cluster)?.remove(0);
+        ensure!(after["digest"] == digest && after["used"] == true, "{after}");
+        Ok(())
+    });
+}

@@ -35,7 +35,8 @@ const HELP: &str = "woodfrog-pager: gives a thawed application its memory while 
 
 Started by the node agent, with all that it needs as descriptors from 3 on. Without arguments it serves
 an application, and ends when all memory is there, or with the application if memory is shared.
-With the argument fill it puts the memory of an image into the node's page store.
+With the argument fill it puts the memory of an image into the node's page store, with fill-ahead
+it does so when nobody waits for it.
 
   --help     this text
   --version  the release
@@ -45,6 +46,11 @@ fn main() -> ExitCode {
     match std::env::args().nth(1).as_deref() {
         None => ended(serve()),
         Some("fill") => ended(fill_store()),
+        Some("fill-ahead") => {
+            // Nobody waits. If it cannot be slower, it is as fast as the other.
+            let _ = rustix::process::nice(10);
+            ended(fill_store())
+        }
         Some("--help") => {
             print!("{HELP}");
             ExitCode::SUCCESS
@@ -55,7 +61,7 @@ fn main() -> ExitCode {
         }
         Some(other) => {
             eprintln!(
-                "woodfrog-pager: unknown argument {other:?}; it takes none but fill, --help and --version"
+                "woodfrog-pager: unknown argument {other:?}; it takes none but fill, fill-ahead, --help and --version"
             );
             ExitCode::from(2)
         }

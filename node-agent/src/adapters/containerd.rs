@@ -1,6 +1,8 @@
 //! The engine's [`Runtime`] on containerd: CRI for what kubelet knows, containerd's own services for tasks,
 //! snapshots and content.
 
+mod borrowed;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -28,7 +30,9 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 use woodfrog_image::{BlobReader, BlobSource};
 
-use crate::engine::runtime::{ContainerInfo, ExecOutput, ImageSource, Layers, Runtime, RuntimeError};
+use crate::engine::runtime::{
+    Borrowed, ContainerInfo, ExecOutput, ImageSource, Layers, Runtime, RuntimeError,
+};
 
 /// Where the CRI plugin keeps its objects.
 const NAMESPACE: &str = "k8s.io";
@@ -79,6 +83,24 @@ impl Containerd {
             .into_inner()
             .status
             .ok_or_else(|| RuntimeError::Unsupported(format!("containerd has no status of container {id}")))
+    }
+
+    /// What it has of an image; none if it has not got it.
+    async fn source(&self, reference: &str) -> Result<Option<ImageSource>, RuntimeError> {
+        let got = ImagesClient::new(self.channel.clone())
+            .get(namespaced(GetImageRequest { name: reference.into() }))
+            .await;
+        let image = match got {
+            Ok(image) => image.into_inner().image,
+            Err(status) if status.code() == Code::NotFound => return Ok(None),
+            Err(status) => return Err(self.failed(format!("describe image {reference}"))(status)),
+        };
+        let Some(target) = image.and_then(|image| image.target) else { return Ok(None) };
+        let (digest, manifest) = self.manifest(&target.digest).await?;
+        let parsed: ImageManifest = serde_json::from_slice(&manifest)
+            .map_err(|e| RuntimeError::Unsupported(format!("image {reference}: unreadable manifest: {e}")))?;
+        let config = self.document(parsed.config().digest().as_ref()).await?;
+        Ok(Some(ImageSource { reference: reference.into(), digest, manifest, config }))
     }
 
     async fn document(&self, digest: &str) -> Result<Vec<u8>, RuntimeError> {
@@ -197,19 +219,16 @@ impl Runtime for Containerd {
 
     async fn image(&self, id: &str) -> Result<ImageSource, RuntimeError> {
         let reference = self.status(id).await?.image_ref;
-        let target = ImagesClient::new(self.channel.clone())
-            .get(namespaced(GetImageRequest { name: reference.clone() }))
-            .await
-            .map_err(self.failed(format!("describe image {reference}")))?
-            .into_inner()
-            .image
-            .and_then(|i| i.target)
-            .ok_or_else(|| RuntimeError::Unsupported(format!("containerd knows no image {reference}")))?;
-        let (digest, manifest) = self.manifest(&target.digest).await?;
-        let parsed: ImageManifest = serde_json::from_slice(&manifest)
-            .map_err(|e| RuntimeError::Unsupported(format!("image {reference}: unreadable manifest: {e}")))?;
-        let config = self.document(parsed.config().digest().as_ref()).await?;
-        Ok(ImageSource { reference, digest, manifest, config })
+        let unknown = || RuntimeError::Unsupported(format!("containerd knows no image {reference}"));
+        self.source(&reference).await?.ok_or_else(unknown)
+    }
+
+    async fn borrow(&self, reference: &str) -> Result<Option<Borrowed>, RuntimeError> {
+        self.layers_of_image(reference).await
+    }
+
+    async fn give_back(&self, borrowed: &Borrowed) -> Result<(), RuntimeError> {
+        self.release(&borrowed.lease).await
     }
 
     fn blobs(&self) -> Arc<dyn BlobSource> {
@@ -289,14 +308,16 @@ fn is_this_machine(descriptor: &Descriptor) -> bool {
 /// The directories of an overlay mount. Relative ones do not occur: containerd shortens them only when it mounts.
 fn overlay_layers(mounts: &[Mount]) -> Option<Layers> {
     let [mount] = mounts else { return None };
-    if mount.r#type != "overlay" {
-        return None;
-    }
-    let option = |key: &str| mount.options.iter().find_map(|o| o.strip_prefix(key));
-    Some(Layers {
-        lower: option("lowerdir=")?.split(':').map(PathBuf::from).collect(),
-        upper: option("upperdir=")?.into(),
-    })
+    Some(Layers { lower: lower_layers(mounts)?, upper: overlay_option(mount, "upperdir=")?.into() })
+}
+
+fn lower_layers(mounts: &[Mount]) -> Option<Vec<PathBuf>> {
+    let [mount] = mounts else { return None };
+    Some(overlay_option(mount, "lowerdir=")?.split(':').map(PathBuf::from).collect())
+}
+
+fn overlay_option<'m>(mount: &'m Mount, key: &str) -> Option<&'m str> {
+    (mount.r#type == "overlay").then(|| mount.options.iter().find_map(|option| option.strip_prefix(key)))?
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 //!   status.pruned (another one)          ◄──report── outcomes       │ registry: images that are not kept
 //! ```
 //!
-//! Pods that may sleep are another matter: see [`sleep`]. That it is there at all it says by a Lease: see [`lease`].
+//! Pods that may sleep are another matter: see [`sleep`]; so are pools whose first pod is still to come: see [`pools`]. That it is there at all it says by a Lease: see [`lease`].
 //!
 //! Everything is level-triggered. An instruction without a final report is carried out, also after a restart of the
 //! agent: an application that was being frozen runs on when its agent dies, so it can be frozen again. One that is
@@ -16,6 +16,7 @@
 
 mod lease;
 mod node;
+mod pools;
 mod prune;
 mod report;
 mod secret;
@@ -81,8 +82,9 @@ pub(crate) async fn run(
     let lease = lease::keep(&context, namespace, &uid);
     let work = watch(&context);
     let sleep = sleep::run(&context);
+    let pools = pools::run(&context);
     info!(node = %context.node, "serves the control plane");
-    tokio::join!(labels, lease, work, sleep);
+    tokio::join!(labels, lease, work, sleep, pools);
     Ok(())
 }
 

@@ -4,6 +4,7 @@
 //! freezes them ([`freeze`]) and thaws them ([`thaw`]). The container runtime is behind a trait ([`runtime`]); it knows no
 //! Kubernetes and no gRPC.
 
+pub mod ahead;
 pub mod cgroups;
 pub mod container;
 pub mod dump;

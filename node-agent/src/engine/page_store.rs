@@ -12,7 +12,7 @@
 //! either. Who uses an image holds a shared lock of its directory: the pager of each application, as long as that lives. What nobody uses
 //! goes when something else needs the room, first what was wanted longest ago.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -139,18 +139,51 @@ impl PageStore {
         if let Some(stored) = self.find(name, processes)? {
             return Ok(stored);
         }
-        let shared = processes.iter().flat_map(|process| &process.runs).filter(|run| run.shared);
-        self.make_room(shared.map(|run| run.length).sum())?;
+        self.make_room(needed(processes), &BTreeSet::new())?;
+        self.put(name, prepared, processes, false)?;
+        self.find(name, processes)?.ok_or_else(|| PageStoreError::Fill("it has gone again".into()))
+    }
+
+    /// Puts an image's memory there before it is wanted, at low priority, unless there is no room beside what is used and what is `wanted`, by
+    /// digest. Whether it is there. Blocks.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub fn fill_ahead(
+        &self,
+        prepared: &Prepared,
+        processes: &[Process],
+        wanted: &BTreeSet<String>,
+    ) -> Result<bool, PageStoreError> {
+        let Some(name) = prepared.digest.strip_prefix("sha256:") else { return Ok(false) };
+        let _one = self.filling.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.dir.join(name).is_dir() || needed(processes) == 0 {
+            return Ok(true);
+        }
+        match self.make_room(needed(processes), wanted) {
+            Err(PageStoreError::NoRoom { .. }) => return Ok(false),
+            made => made?,
+        }
+        self.put(name, prepared, processes, true).map(|()| true)
+    }
+
+    fn put(
+        &self,
+        name: &str,
+        prepared: &Prepared,
+        processes: &[Process],
+        ahead: bool,
+    ) -> Result<(), PageStoreError> {
         let filling = self.dir.join(FILLING).join(name);
         let filled = fs::create_dir(&filling)
             .map_err(failed("make a directory"))
-            .and_then(|()| self.fill(&filling, prepared, processes))
+            .and_then(|()| self.fill(&filling, prepared, processes, ahead))
             .and_then(|()| fs::rename(&filling, self.dir.join(name)).map_err(failed("name a directory")));
         if let Err(e) = filled {
             let _ = fs::remove_dir_all(&filling);
             return Err(e);
         }
-        self.find(name, processes)?.ok_or_else(|| PageStoreError::Fill("it has gone again".into()))
+        Ok(())
     }
 
     /// The file system that it is on.
@@ -196,11 +229,12 @@ impl PageStore {
         Ok(Some(Stored { lock, files }))
     }
 
-    /// Lets go of what nobody uses until there is room for `needed` bytes.
-    fn make_room(&self, needed: u64) -> Result<(), PageStoreError> {
+    /// Lets go of what nobody uses, but for what is to be kept, until there is room for `needed` bytes.
+    fn make_room(&self, needed: u64, kept: &BTreeSet<String>) -> Result<(), PageStoreError> {
         let mut images = self.images();
         images.sort_by_key(|image| image.described.wanted_unix);
-        let mut unused = images.into_iter().filter(|image| !image.described.used);
+        let is_unused = |image: &Image| !image.described.used && !kept.contains(&image.described.digest);
+        let mut unused = images.into_iter().filter(is_unused);
         loop {
             let free = self.free()?;
             if needed <= free {
@@ -228,7 +262,13 @@ impl PageStore {
 
     /// Puts the memory into `filling`. The runtime has compared the layers with their digests when it unpacked them, and the image's digest is
     /// theirs.
-    fn fill(&self, filling: &Path, prepared: &Prepared, processes: &[Process]) -> Result<(), PageStoreError> {
+    fn fill(
+        &self,
+        filling: &Path,
+        prepared: &Prepared,
+        processes: &[Process],
+        ahead: bool,
+    ) -> Result<(), PageStoreError> {
         let mut plan = File::from(
             rustix::fs::memfd_create("woodfrog-fill", MemfdFlags::CLOEXEC)
                 .map_err(|e| failed("make a plan")(e.into()))?,
@@ -237,8 +277,15 @@ impl PageStore {
         plan.write_all(&fill.encode_to_vec()).map_err(failed("make a plan"))?;
         io::Seek::rewind(&mut plan).map_err(failed("make a plan"))?;
         let to = open_directory(filling).map_err(failed("open a directory"))?;
-        self.program.fill([prepared.directory(), to.as_fd(), plan.as_fd()]).map_err(PageStoreError::Fill)
+        let given = [prepared.directory(), to.as_fd(), plan.as_fd()];
+        self.program.fill(given, ahead).map_err(PageStoreError::Fill)
     }
+}
+
+/// Bytes that the store has to have for them.
+fn needed(processes: &[Process]) -> u64 {
+    let shared = processes.iter().flat_map(|process| &process.runs).filter(|run| run.shared);
+    shared.map(|run| run.length).sum()
 }
 
 impl Stored {

@@ -52,18 +52,18 @@ impl PagerProgram {
         Ok(Arc::new(Self(opened)))
     }
 
-    /// Runs it with the argument `fill` and these descriptors, in the cgroup of the page store, so that its pages are charged to that. Blocks
+    /// Runs it with the argument `fill`, or `fill-ahead` if nobody waits, and these descriptors, in the cgroup of the page store, so that its pages are charged to that. Blocks
     /// until it has ended.
     ///
     /// # Errors
     /// What it says, or why it could not be started.
-    pub fn fill(&self, given: [BorrowedFd<'_>; 3]) -> Result<(), String> {
+    pub fn fill(&self, given: [BorrowedFd<'_>; 3], ahead: bool) -> Result<(), String> {
         let run = || {
             let (errors, complained) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
             let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
             let mut program = Program::new(self.0.as_fd(), [null.as_fd(), null.as_fd(), complained.as_fd()]);
             program.argument(c"woodfrog-pager".to_owned());
-            program.argument(c"fill".to_owned());
+            program.argument(if ahead { c"fill-ahead" } else { c"fill" }.to_owned());
             for descriptor in given {
                 program.descriptor(descriptor);
             }

@@ -61,6 +61,17 @@ pub struct ImageSource {
     pub config: Vec<u8>,
 }
 
+/// The layers of an image, which stay as long as they are not given back, or for some minutes.
+#[derive(Clone, Debug)]
+pub struct Borrowed {
+    /// Digest of its manifest.
+    pub digest: String,
+    /// They.
+    pub layers: Layers,
+    /// What the runtime calls that.
+    pub lease: String,
+}
+
 /// How a command in a container ended.
 #[derive(Clone, Debug)]
 pub struct ExecOutput {
@@ -104,6 +115,10 @@ pub trait Runtime: Send + Sync {
     async fn layers(&self, id: &str) -> Result<Layers, RuntimeError>;
     /// The image that a container was made from.
     async fn image(&self, id: &str) -> Result<ImageSource, RuntimeError>;
+    /// The layers of an image that no container need have; none if it is not on this node, or not unpacked. To be given back.
+    async fn borrow(&self, reference: &str) -> Result<Option<Borrowed>, RuntimeError>;
+    /// Gives them back.
+    async fn give_back(&self, borrowed: &Borrowed) -> Result<(), RuntimeError>;
     /// The runtime's store of image blobs.
     fn blobs(&self) -> Arc<dyn BlobSource>;
     /// Runs a command in a container.
