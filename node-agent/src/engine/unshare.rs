@@ -14,6 +14,7 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use procfs::ProcError;
 use procfs::process::{MMapPath, Process as Proc};
 use rustix::fs::{Mode, OFlags};
 use woodfrog_criu::images::{Checkpoint, ImageDir, ImageError, Piece, Rewrite};
@@ -132,7 +133,12 @@ impl SharedTree {
 fn mapped(pid: i32, device: u64) -> io::Result<BTreeMap<String, File>> {
     let mut found = BTreeMap::new();
     let mut last = 0;
-    for map in Proc::new(pid).and_then(|proc| proc.maps()).map_err(io::Error::other)? {
+    let maps = match Proc::new(pid).and_then(|proc| proc.maps()) {
+        // It has ended since the tree was read: nothing of it is dumped.
+        Err(ProcError::NotFound(_)) => return Ok(found),
+        maps => maps.map_err(io::Error::other)?,
+    };
+    for map in maps {
         if map.inode == last || !matches!(&map.pathname, MMapPath::Path(path) if is_of_store(path)) {
             continue;
         }

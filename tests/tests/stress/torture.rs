@@ -62,7 +62,7 @@ fn node_not_one_byte_is_wrong_after_any_number_of_freezes_and_thaws() {
     in_world("stress-torture", &[App::Synthetic], async |world| {
         let warm = world.warm(spec("warm", &App::Synthetic.reference())).await?;
         let image = world.image(App::Synthetic, "torture");
-        world.freeze(&warm, &image)?;
+        freeze(world, &warm, &image)?;
         warm.remove().await?;
         for mode in MODES {
             let began = Instant::now();
@@ -142,7 +142,8 @@ async fn torture(world: &World<'_>, image: &str, mode: Mode, thaws: u64, tally: 
         if mode.on_idle == "Save" {
             tally.freezes += 1;
         } else if number.is_multiple_of(FROZEN_ANEW) {
-            image = frozen_anew(world, &pod, mode, number)?;
+            image = world.image(App::Synthetic, &format!("torture-{}-{number}", mode.name));
+            freeze(world, &pod, &image)?;
             tally.freezes += 1;
             pod.remove().await?;
             pod = sleeper(world, &image, mode).await?;
@@ -180,15 +181,14 @@ fn to_pager(world: &World<'_>, signals: &str) -> Result<()> {
         .map_err(Into::into)
 }
 
-/// Into another image, once nothing stands against it: a child that has just been forked does not live long.
-fn frozen_anew(world: &World<'_>, pod: &Container, mode: Mode, number: u64) -> Result<String> {
-    let image = world.image(App::Synthetic, &format!("torture-{}-{number}", mode.name));
+/// Once nothing stands against it: a child that has just been forked does not live long.
+fn freeze(world: &World<'_>, pod: &Container, image: &str) -> Result<()> {
     let deadline = Instant::now() + STARTUP;
     loop {
         // Awake.
         rounds(world, pod)?;
-        match world.freeze(pod, &image) {
-            Ok(_) => return Ok(image),
+        match world.freeze(pod, image) {
+            Ok(_) => return Ok(()),
             Err(e) if Instant::now() > deadline => return Err(e),
             Err(_) => std::thread::sleep(Duration::from_millis(100)),
         }

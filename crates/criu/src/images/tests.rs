@@ -4,6 +4,8 @@ use std::fs::{self, File};
 use std::net::IpAddr;
 use std::path::Path;
 
+use prost::Message as _;
+
 use super::messages::file::{Fdinfo, File as FileEntry, GhostFile, Remap};
 use super::messages::memory::{Mm, Pagemap, PagemapHead};
 use super::messages::misc::{Inventory, MemfdInode, Seccomp, Timens, TtyInfo};
@@ -115,6 +117,31 @@ fn a_real_dump_is_read() {
     let restricted = open("restricted");
     assert_eq!(restricted.seccomp.len(), 2);
     assert_eq!(restricted.tasks[0].creds().unwrap().groups, [1000, 2000]);
+}
+
+/// As CRIU writes those that have ended and whom their parent has not waited for.
+#[test]
+fn a_zombie_has_no_threads_whatever_is_written_in_their_place() {
+    let (copy, server) = (copy_of("server"), open("server"));
+    let framed = |entry: Vec<u8>| [(entry.len() as u32).to_le_bytes().to_vec(), entry].concat();
+    let read = |file: &str| fs::read(copy.path().join(file)).expect("the file is there");
+    let write =
+        |file: &str, bytes: Vec<u8>| fs::write(copy.path().join(file), bytes).expect("it can be written");
+    let root = &server.tasks[0];
+    let head = read("core-300.img")[..8].to_vec();
+    let mut tree = read("pstree.img");
+    for pid in [350, 351] {
+        let mut core = Core { thread_core: None, ids: None, ..root.core.clone() };
+        core.tc.as_mut().expect("a task's core").task_state = 6;
+        write(&format!("core-{pid}.img"), [head.clone(), framed(core.encode_to_vec())].concat());
+        let entry = Pstree { pid, ppid: root.pid(), threads: vec![0], ..root.entry.clone() };
+        tree.extend(framed(entry.encode_to_vec()));
+    }
+    write("pstree.img", tree);
+    let checkpoint = Checkpoint::open(&dir(copy.path()), &[]).expect("zombies are no reason against it");
+    let zombies = checkpoint.tasks.iter().filter(|task| task.state == TaskState::Dead);
+    let threads: Vec<_> = zombies.map(|task| (task.pid(), task.entry.threads.clone())).collect();
+    assert_eq!(threads, [(350, vec![350]), (351, vec![351])]);
 }
 
 #[test]
