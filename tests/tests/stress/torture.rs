@@ -1,5 +1,5 @@
 //! An application that checks all of its memory all the time (`torture.c`) is thawed again and again in every mode, and frozen, while pagers
-//! are slow or killed and agents are killed. `WOODFROG_THAWS` says how often in each mode: twice if it says nothing, for each takes a second.
+//! are slow or killed and agents are killed. `WOODFROG_THAWS` says how often in each mode; without it this is left out.
 
 use std::path::Path;
 use std::process::Command;
@@ -57,7 +57,10 @@ struct Tally {
 
 #[test]
 fn node_not_one_byte_is_wrong_after_any_number_of_freezes_and_thaws() {
-    let thaws = crate::number("WOODFROG_THAWS", 2) as u64;
+    let thaws = crate::number("WOODFROG_THAWS", 0) as u64;
+    if thaws == 0 {
+        return;
+    }
     compile();
     in_world("stress-torture", &[App::Synthetic], async |world| {
         let warm = world.warm(spec("warm", &App::Synthetic.reference())).await?;
