@@ -21,8 +21,17 @@ use crate::pending::{Pending, clip};
 
 /// Bytes of a page.
 pub(crate) const PAGE: u64 = 4096;
-/// How much around a page that is waited for comes with it: a batch costs little more than a page.
+/// How much around a page that is waited for comes with it: a batch costs little more than a page. It is doubled after each [`MANY`] faults, this often at most:
+/// who goes on asking, such as for a collection of garbage, wants nearly everything.
 const AROUND: u64 = 64 << 10;
+const MANY: u64 = 128;
+const DOUBLED: u64 = 3;
+/// How much of that comes before its thread goes on.
+const AT_ONCE: u64 = 16 << 10;
+/// While it is recorded what is wanted, so many faults of a process are answered with nothing but the page, so that the set is no larger than need be.
+const EXACT: u64 = 2048;
+/// A call for less than this costs about as much.
+const CALL: u64 = 16 << 10;
 /// How much follows a page, at most, if those before it were waited for one after the other.
 const AHEAD: u64 = 1 << 20;
 /// Zeros given at once to who writes on and on.
@@ -77,6 +86,25 @@ fn joined(spans: &[Span]) -> Vec<Span> {
     joined
 }
 
+/// What a process of the plan is known to want first.
+pub(crate) struct Known {
+    pid: i32,
+    first: Vec<Span>,
+    /// The same by address.
+    spans: Pending,
+}
+
+impl Known {
+    /// What the plan says of it.
+    pub(crate) fn new(process: &Process) -> Self {
+        let mut spans = Pending::default();
+        for Span { start, length } in process.first.iter().copied() {
+            spans.insert(Run { start, length, offset: 0, shared: false });
+        }
+        Self { pid: process.pid, first: process.first.clone(), spans }
+    }
+}
+
 /// One process.
 pub(crate) struct Memory {
     pub(crate) pid: i32,
@@ -97,6 +125,8 @@ pub(crate) struct Memory {
     waiting: Vec<(u64, bool)>,
     /// What is known to be wanted first.
     first: VecDeque<Span>,
+    /// The processes in whose steps it goes.
+    follows: Vec<i32>,
     /// Up to where everything else has been filled in.
     cursor: u64,
     /// Where the last zeros were given to a writer, and how many.
@@ -140,6 +170,7 @@ impl Memory {
             held: 0,
             waiting: Vec::new(),
             first: process.first.iter().copied().collect(),
+            follows: Vec::new(),
             cursor: 0,
             zeros: (0, 0),
             ahead: (0, 0),
@@ -166,6 +197,7 @@ impl Memory {
             // The parent's threads wait for the parent's pages.
             waiting: Vec::new(),
             first: VecDeque::new(),
+            follows: Vec::new(),
             cursor: 0,
             zeros: (0, 0),
             ahead: (0, 0),
@@ -278,39 +310,62 @@ impl Memory {
         let recording = self.wanted.is_some();
         let batch = if page == self.ahead.0 {
             clip(run, page, page + (self.ahead.1 * 2).min(if recording { AROUND } else { AHEAD }))
-        } else if recording {
-            // Nothing but what was asked for, so that the set is no larger than need be.
+        } else if recording && self.counts.faults <= EXACT {
             clip(run, page, page + PAGE)
         } else {
-            let window = page & !(AROUND - 1);
-            clip(run, window, window + AROUND)
+            let doubled = if recording { 0 } else { (self.counts.faults / MANY).min(DOUBLED) };
+            let around = AROUND << doubled;
+            let window = page & !(around - 1);
+            clip(run, window, window + around)
         };
         let end = batch.start + batch.length;
         self.ahead = (end, batch.length);
         if let Some(wanted) = &mut self.wanted {
             wanted.push(Span { start: batch.start, length: batch.length });
         }
-        // The page itself first, with what follows it: that is what its thread waits for.
-        if self.bring(page, end)? == Served::Later {
+        let soon = end.min(page + AT_ONCE);
+        if self.bring(page, soon)? == Served::Later {
             return Ok(Served::Later);
         }
-        // What lies before it is a favour.
-        self.bring(batch.start, page)?;
+        // What follows, and what lies before it, is a favour.
+        for (start, end) in [(soon, end), (batch.start, page)] {
+            self.bring(start, end)?;
+        }
         Ok(Served::Well)
+    }
+
+    /// Where it waits for what another process is known to want, it is taken to do what that one did, and to want all of that: any of several
+    /// workers may be asked.
+    pub(crate) fn follow(&mut self, others: &[Known]) {
+        for other in others {
+            let is_another = other.pid != self.pid && !self.follows.contains(&other.pid);
+            let wants = |(page, _): &(u64, bool)| other.spans.at(*page).is_some();
+            if is_another && self.waiting.iter().any(wants) {
+                self.follows.push(other.pid);
+                self.first.extend(&other.first);
+            }
+        }
     }
 
     /// Fills in up to `length` bytes of what is known to be wanted first; none if all of that is there.
     pub(crate) fn fill_first(&mut self, length: u64) -> Result<Option<Served>, ServeError> {
+        let mut left = length;
         while let Some(span) = self.first.front().copied() {
+            if left == 0 {
+                return Ok(Some(Served::Well));
+            }
             let end = span.start + span.length;
             let Some(run) = self.pending.from(span.start).filter(|run| run.start < end) else {
                 self.first.pop_front();
                 continue;
             };
-            let run = clip(run, run.start, end.min(run.start + length));
-            return self.bring(run.start, run.start + run.length).map(Some);
+            let run = clip(run, run.start, end.min(run.start + left));
+            if self.bring(run.start, run.start + run.length)? == Served::Later {
+                return Ok(Some(Served::Later));
+            }
+            left = left.saturating_sub(run.length.max(CALL));
         }
-        Ok(None)
+        Ok((left < length).then_some(Served::Well))
     }
 
     /// Fills in up to `length` bytes that nobody has asked for yet, or says that there are none, or not yet.

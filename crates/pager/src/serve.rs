@@ -27,13 +27,13 @@ use woodfrog_sys::mapping::Mapping;
 use woodfrog_sys::scm;
 use woodfrog_sys::userfault::Userfault;
 
-use crate::memory::{Counts, Memory, ServeError, Served};
+use crate::memory::{Counts, Known, Memory, ServeError, Served};
 use crate::pending::{Pending, clip};
 use crate::standing;
 use crate::wanted::batches;
 
 /// What is filled in unasked between two looks at what is asked for: while nobody asks, and while somebody does.
-const PIECE: u64 = 512 << 10;
+const PIECE: u64 = 256 << 10;
 const SMALL_PIECE: u64 = 64 << 10;
 /// How long after a fault the next one is expected.
 const BUSY: Duration = Duration::from_millis(1);
@@ -115,6 +115,7 @@ pub(crate) struct Pager {
     /// None: the pager ends when all memory is there.
     sharing: Option<Sharing>,
     processes: VecDeque<Memory>,
+    known: Vec<Known>,
     /// How many descriptors init was given.
     held: u64,
     looked: Instant,
@@ -131,6 +132,7 @@ impl Pager {
     /// A pager for what is planned, with the page file of each process mapped.
     pub(crate) fn new(plan: Plan, pages: Vec<Mapping>, ends: Ends) -> Self {
         let total = plan.processes.iter().flat_map(|process| &process.runs).map(|run| run.length).sum();
+        let known = plan.processes.iter().map(Known::new).collect();
         Self {
             plan,
             pages: pages.into_iter().map(Rc::new).collect(),
@@ -138,6 +140,7 @@ impl Pager {
             init: ends.init,
             sharing: ends.sharing,
             processes: VecDeque::new(),
+            known,
             held: 0,
             looked: Instant::now(),
             counts: Counts::default(),
@@ -233,7 +236,10 @@ impl Pager {
                 let mut at = span.start;
                 while let Some(run) = all.from(at).filter(|run| run.start < end) {
                     let run = clip(run, at, end);
-                    if is_readable(listener.as_fd()) || pages.read(run.offset, run.length).is_none() {
+                    if is_readable(listener.as_fd()) {
+                        return;
+                    }
+                    if !run.shared && pages.read(run.offset, run.length).is_none() {
                         return;
                     }
                     at = run.start + run.length;
@@ -385,6 +391,7 @@ impl Pager {
     /// Takes all events in and answers all faults. Whether something has to wait.
     fn serve(&mut self) -> Result<Served, PagerError> {
         let mut later = Served::Well;
+        let mut asked = None;
         let mut index = 0;
         while index < self.processes.len() {
             let memory = &mut self.processes[index];
@@ -392,6 +399,10 @@ impl Pager {
             let children = memory.take()?;
             if memory.counts.faults > faults {
                 self.last_fault = Some(Instant::now());
+                if matches!(self.criu, Criu::Finished { .. }) {
+                    memory.follow(&self.known);
+                    asked = Some(index);
+                }
             }
             if memory.answer()? == Served::Later {
                 later = Served::Later;
@@ -400,6 +411,10 @@ impl Pager {
                 self.hold(child)?;
             }
             index += 1;
+        }
+        // Who asks has something to do: what it wants comes before what others do.
+        if let Some(index) = asked {
+            self.processes.swap(0, index);
         }
         Ok(later)
     }
@@ -417,9 +432,13 @@ impl Pager {
         let piece = if busy { SMALL_PIECE } else { PIECE };
         let next = |served| Some(if served == Served::Well { Duration::ZERO } else { PAUSE });
         let mut first = None;
-        for memory in &mut self.processes {
-            first = memory.fill_first(piece)?.or(first);
+        for index in 0..self.processes.len() {
+            first = self.processes[index].fill_first(piece)?.or(first);
             if first == Some(Served::Well) {
+                if !matches!(self.criu, Criu::Finished { .. }) {
+                    // In turn, for nobody knows who will be asked.
+                    self.processes.rotate_left(index + 1);
+                }
                 return Ok(next(Served::Well));
             }
         }
@@ -455,7 +474,7 @@ impl Pager {
     fn note_wanted(&mut self) {
         for memory in &mut self.processes {
             if let Some(spans) = memory.wanted.take() {
-                self.wanted.push(Wanted { pid: memory.pid, spans: batches(&spans) });
+                self.wanted.push(Wanted { pid: memory.pid, spans: batches(&spans), written: Vec::new() });
             }
         }
     }

@@ -187,6 +187,9 @@ pub struct Wanted {
     /// In the order of the faults.
     #[prost(message, repeated, tag = "2")]
     pub spans: Vec<Span>,
+    /// Pages among these that it wrote to, where memory was shared.
+    #[prost(message, repeated, tag = "3")]
+    pub written: Vec<Span>,
 }
 
 /// What the pager of shared memory knows of the processes.

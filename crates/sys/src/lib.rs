@@ -5,6 +5,7 @@
 //! - [`process`]: start a program inside the namespaces and cgroups of another process, with a wished PID;
 //! - [`access`]: whether a resolved file may be opened;
 //! - [`breakpoint`]: hardware breakpoints;
+//! - [`heap`]: memory that the allocator keeps;
 //! - [`mapping`]: files mapped for reading;
 //! - [`mount`]: mounts that exist only as a descriptor;
 //! - [`scm`]: descriptors sent over unix sockets;
@@ -16,6 +17,7 @@
 
 pub mod access;
 pub mod breakpoint;
+pub mod heap;
 pub mod mapping;
 pub mod mount;
 pub mod pid1;

@@ -308,15 +308,25 @@ impl Gate {
         self.queue.accept_until(self.newest.wrapping_add(1 << 30))
     }
 
-    /// Takes the rules away. What still comes meanwhile is let through.
+    /// From now on nothing is held or looked at. What still comes meanwhile is let through.
+    ///
+    /// # Errors
+    /// See [`GateError`]; the rules are as they were.
+    pub async fn open(&mut self) -> Result<(), GateError> {
+        self.release()?;
+        self.put(self.rules.node.clone(), Stand::Open).await?;
+        // Nothing comes any more. What came last, and closing the queue would drop, may be unread still.
+        Ok(self.release()?)
+    }
+
+    /// Takes the rules away.
     ///
     /// # Errors
     /// See [`GateError`].
     pub async fn remove(mut self) -> Result<(), GateError> {
-        self.release()?;
-        self.put(self.rules.node.clone(), Stand::Open).await?;
-        // Nothing comes any more. What came last, and closing the queue would drop, may be unread still.
-        self.release()?;
+        if self.stand != Stand::Open {
+            self.open().await?;
+        }
         let Self { activator, namespace, rules, .. } = &self;
         let (backend, namespace, rules) = (activator.backend, namespace.clone(), rules.clone());
         spawn_blocking(move || netns::inside(&namespace, || Ok(backend.remove(&rules.chain)?))).await?

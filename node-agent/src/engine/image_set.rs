@@ -49,7 +49,7 @@ pub(super) fn check(
         let body = task.and_then(|task| task.body.as_ref()).filter(|_| seen.insert(pid));
         let body = body.ok_or(ImageSetError::Process(pid))?;
         let spans = within(&process, &body.mm.vmas)?;
-        Ok(Wanted { pid: pid.cast_signed(), spans })
+        Ok(Wanted { pid: pid.cast_signed(), spans, written: Vec::new() })
     };
     set.processes.into_iter().map(of_process).collect()
 }
@@ -84,7 +84,10 @@ pub(super) fn with_own(told: &[Wanted], own: WorkingSet) -> WorkingSet {
     let mut all = WorkingSet { processes: told.to_vec(), runs: own.runs + 1 };
     for more in own.processes {
         match all.processes.iter_mut().find(|known| known.pid == more.pid) {
-            Some(known) => known.spans.extend(more.spans),
+            Some(known) => {
+                known.spans.extend(more.spans);
+                known.written.extend(more.written);
+            }
             None => all.processes.push(more),
         }
     }
@@ -143,7 +146,8 @@ mod tests {
 
     #[test]
     fn this_node_s_thaws_add_what_the_image_does_not_say() {
-        let wanted = |pid, start| Wanted { pid, spans: vec![Span { start, length: PAGE }] };
+        let wanted =
+            |pid, start| Wanted { pid, spans: vec![Span { start, length: PAGE }], written: Vec::new() };
         let own = WorkingSet { processes: vec![wanted(300, 2 * PAGE), wanted(301, 0)], runs: 1 };
         let all = with_own(&[wanted(300, PAGE)], own.clone());
         assert_eq!((all.runs, all.processes[0].spans.len(), all.processes[1].pid), (2, 2, 301));

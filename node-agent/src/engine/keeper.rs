@@ -31,7 +31,7 @@ use super::prepared::Prepared;
 use super::sleep::asleep;
 use super::standby::{Rest, Standby};
 use super::thaw::{self, ThawError, Thawed};
-use super::{Engine, hooks, one_cpu, postponed};
+use super::{Engine, hooks, one_cpu, postponed, written};
 use crate::metrics::Occasion;
 
 /// The socket on which a container's init is awaited.
@@ -111,7 +111,14 @@ async fn follow(engine: Arc<Engine>, container: Weak<Container>, digest: String,
         Ok(report) => report,
         Err(e) => return note(format!("its pager: {e}")),
     };
-    let wanted = std::mem::take(&mut report.wanted);
+    let mut wanted = std::mem::take(&mut report.wanted);
+    if let Some(container) = container.upgrade().filter(|container| container.life().shares_memory) {
+        let (life, before) = (container.life(), engine.working_sets.get(&digest));
+        let noted = written::note(life.init, life.application, &before.processes, &mut wanted);
+        if let Err(e) = noted {
+            debug!(container = %container.info.display(), "it is not known what it writes to: {e}");
+        }
+    }
     if !wanted.is_empty()
         && let Err(e) = engine.working_sets.add(&digest, wanted)
     {

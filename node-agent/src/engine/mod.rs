@@ -46,6 +46,7 @@ pub mod volumes;
 pub mod wake;
 mod wide_awake;
 pub mod working_sets;
+mod written;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -428,6 +429,8 @@ impl Engine {
         let task = tokio::spawn(async move {
             let result = freeze::freeze(&engine, &containers, &request, &progress).await;
             engine.metrics.froze(&result);
+            // What was compressed does not fit into what is asked for otherwise.
+            drop(tokio::task::spawn_blocking(woodfrog_sys::heap::give_back));
             result
         });
         Ok(task.await.map_err(|_| EngineError::Panic)??)

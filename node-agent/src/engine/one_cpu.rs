@@ -1,7 +1,8 @@
 //! CRIU and what it has restored, held on one CPU while CRIU stops each thread where its own code begins.
 //!
 //! That is a conversation of CRIU with one thread after the other, in which only one can run at a time. On several CPUs each word wakes one up that had
-//! gone to sleep. A file in the control directory says that threads are held, for an agent that takes over from one that has died meanwhile.
+//! gone to sleep. The pager has work of its own meanwhile, and is kept off that CPU. A file in the control directory says that threads are held, and
+//! which process is the pager, for an agent that takes over from one that has died meanwhile.
 
 use std::fs;
 use std::path::PathBuf;
@@ -11,6 +12,9 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use woodfrog_protocol::paths;
 
 use super::container::Container;
+
+/// What a pager's process is called.
+const PAGER: &str = "woodfrog-pager\n";
 
 /// As long as it is there, all threads run on one CPU.
 #[derive(Debug)]
@@ -23,20 +27,24 @@ pub(super) struct OneCpu {
 
 impl OneCpu {
     /// Holds the threads of process `criu` and of the tree that it has restored in a container, which may run where its `init` may, on the CPU on
-    /// which `criu` was last. None if there is nothing to be won or it cannot be done, which costs nothing but time.
-    pub(super) fn hold(container: &Container, init: i32, criu: i32) -> Option<Self> {
+    /// which `criu` was last, and process `pager` on the others. None if there is nothing to be won or it cannot be done, which costs nothing but time.
+    pub(super) fn hold(container: &Container, init: i32, criu: i32, pager: Option<i32>) -> Option<Self> {
         let allowed = sched_getaffinity(Pid::from_raw(init)).ok()?;
         let cpu = last_cpu(criu).filter(|cpu| allowed.is_set(*cpu) && allowed.count() > 1)?;
         let note = container.control(paths::ONE_CPU);
-        fs::write(&note, []).ok()?;
-        let mut only = CpuSet::new();
+        fs::write(&note, pager.map(|pid| pid.to_string()).unwrap_or_default()).ok()?;
+        let (mut only, mut others) = (CpuSet::new(), allowed);
         only.set(cpu);
+        others.unset(cpu);
+        // Not what is meant to run elsewhere.
+        let keep = |thread: Pid, on: &CpuSet| {
+            sched_getaffinity(Some(thread)).is_ok_and(|set| set == allowed)
+                && sched_setaffinity(Some(thread), on).is_ok()
+        };
+        let pager = pager.and_then(Pid::from_raw).filter(|pager| keep(*pager, &others));
         let mut threads = threads(tree([children(init), vec![criu]].concat()));
-        threads.retain(|thread| {
-            // Not what is meant to run elsewhere.
-            sched_getaffinity(Some(*thread)).is_ok_and(|set| set == allowed)
-                && sched_setaffinity(Some(*thread), &only).is_ok()
-        });
+        threads.retain(|thread| keep(*thread, &only));
+        threads.extend(pager);
         Some(Self { threads, allowed, note })
     }
 }
@@ -51,12 +59,15 @@ impl Drop for OneCpu {
 /// Lets threads go that an earlier agent held.
 pub(super) fn release_left(container: &Container) {
     let note = container.control(paths::ONE_CPU);
-    if !note.exists() {
-        return;
-    }
+    let Ok(pager) = fs::read_to_string(&note) else { return };
     let init = container.life().init;
     if let Ok(allowed) = sched_getaffinity(Pid::from_raw(init)) {
         release(&threads(tree(children(init))), &allowed);
+        let is_pager =
+            |pid: &i32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == PAGER);
+        if let Some(pager) = pager.parse().ok().filter(is_pager).and_then(Pid::from_raw) {
+            release(&[pager], &allowed);
+        }
     }
     let _ = fs::remove_file(note);
 }

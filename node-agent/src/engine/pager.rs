@@ -29,7 +29,7 @@ use woodfrog_sys::userfault;
 use super::page_store::Stored;
 use super::preparation::Image;
 use super::thaw::{ThawError, failed};
-use super::{cgroups, standing, working_sets};
+use super::{cgroups, standing, working_sets, written};
 
 /// Where CRIU looks for it, in its work directory.
 const SOCKET: &str = "lazy-pages.socket";
@@ -190,6 +190,11 @@ impl Pager {
         read.await?.map_err(ended)
     }
 
+    /// Its PID, unless it has ended.
+    pub fn pid(&self) -> Option<i32> {
+        self.0.as_ref().map(|running| running.child.pid())
+    }
+
     /// The socket for the init.
     pub fn for_init(&self) -> Option<BorrowedFd<'_>> {
         self.0.as_ref().map(|running| running.init.as_fd())
@@ -276,24 +281,33 @@ pub(super) fn plan(images: &Checkpoint, wanted: WorkingSet, share: bool) -> Plan
     let mut plan = Plan { processes: Vec::new(), record: wanted.runs < working_sets::RUNS };
     for task in &images.tasks {
         let Some(body) = &task.body else { continue };
+        let Ok(pid) = i32::try_from(task.pid()) else { continue };
+        let known = wanted.processes.iter().find(|wanted| wanted.pid == pid).cloned().unwrap_or_default();
         let shared: Vec<Span> = if share { body.sharable().map(span).collect() } else { Vec::new() };
+        // What is written is its own then. To copy it costs less than to map it and have the kernel copy it.
+        let mapped = written::without(&shared, &known.written);
         let mut offset = 0;
         let mut runs = Vec::new();
         for run in &body.pages.runs {
             let length = run.pages() * PAGE_SIZE;
             if run.flags.unwrap_or(0) & Pagemap::LAZY != 0 {
-                divide(Run { start: run.vaddr, length, offset, shared: false }, &shared, &mut runs);
+                divide(Run { start: run.vaddr, length, offset, shared: false }, &mapped, &mut runs);
             }
             offset += length;
         }
-        let Ok(pid) = i32::try_from(task.pid()) else { continue };
-        let first = wanted.processes.iter().find(|wanted| wanted.pid == pid);
-        let first = first.map(|wanted| wanted.spans.clone()).unwrap_or_default();
         let is_anonymous = |vma: &&Vma| vma.status & status::ANON_PRIVATE != 0;
         let anonymous = body.mm.vmas.iter().filter(is_anonymous).map(span);
         let anonymous = anonymous.filter(|span| share && !shared.contains(span)).collect();
         let file = body.pages.file_name();
-        plan.processes.push(Process { pid, file, length: offset, runs, first, shared, anonymous });
+        plan.processes.push(Process {
+            pid,
+            file,
+            length: offset,
+            runs,
+            first: known.spans,
+            shared,
+            anonymous,
+        });
     }
     if plan.processes.iter().all(|process| process.runs.is_empty()) {
         plan.processes.clear();

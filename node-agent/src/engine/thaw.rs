@@ -253,7 +253,7 @@ async fn attempt(
         link.send(to_init::Kind::Pager(Default::default()), Some(socket)).await?;
     }
     let application = restore.restored().await?;
-    let held = OneCpu::hold(container, link.pid, criu);
+    let held = OneCpu::hold(container, link.pid, criu, pager.as_ref().and_then(Pager::pid));
     if let Some(pager) = &pager {
         pager.restored()?;
     }

@@ -50,7 +50,10 @@ impl WorkingSets {
         for more in wanted {
             match set.processes.iter_mut().find(|known| known.pid == more.pid) {
                 // It was not asked for what it was given before.
-                Some(known) => known.spans.extend(more.spans),
+                Some(known) => {
+                    known.spans.extend(more.spans);
+                    known.written.extend(more.written);
+                }
                 None => set.processes.push(more),
             }
         }
@@ -111,7 +114,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let sets = WorkingSets::open(dir.path().join("sets")).unwrap();
         assert_eq!(sets.get(&digest(1)), WorkingSet::default());
-        let wanted = |pid, start| Wanted { pid, spans: vec![Span { start, length: 8192 }] };
+        let wanted =
+            |pid, start| Wanted { pid, spans: vec![Span { start, length: 8192 }], written: Vec::new() };
         sets.add(&digest(1), vec![wanted(300, 4096)]).unwrap();
         sets.add(&digest(1), vec![wanted(300, 65536), wanted(301, 4096)]).unwrap();
         let WorkingSet { processes, runs } = sets.get(&digest(1));

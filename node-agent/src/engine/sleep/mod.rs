@@ -41,6 +41,9 @@ use waking::until_it_listens;
 /// How long a container that is to be frozen must have had nothing to do after its first thaw.
 const SETTLED: Duration = Duration::from_secs(1);
 
+/// After how long whoever was let in is taken to have been answered: until then nothing is done that can wait.
+const ANSWERED: Duration = Duration::from_secs(1);
+
 /// A container that stands by.
 struct Sleeper<'a> {
     keeper: &'a Keeper<'a>,
@@ -230,8 +233,14 @@ impl Sleeper<'_> {
             keeper.container.note(format!("the cgroup freezer does not release it: {e}"));
         }
         let init = link.pid;
-        let remove = async |mut gate: Gate, cold: Option<Waking>| {
-            let removed = async {
+        let remove = async |gate: Gate| {
+            if let Err(e) = gate.remove().await {
+                keeper.container.note(format!("its rules are left: {e}"));
+            }
+            keeper.container.update(|life| life.guarded = false);
+        };
+        let let_in = async |mut gate: Gate, cold: Option<Waking>| {
+            let opened = async {
                 if let Some(waking) = cold {
                     until_it_listens(&mut gate, init, &Listeners::of(&prepared.images)).await?;
                     tokio::select! {
@@ -241,22 +250,23 @@ impl Sleeper<'_> {
                     gate.release()?;
                     keeper.container.woke(waking.over(WakeOutcome::Cold, Vec::new()));
                 }
-                gate.remove().await.map_err(io::Error::other)
+                gate.open().await.map_err(io::Error::other)
             };
-            if let Err(e) = removed.await {
-                keeper.container.note(format!("its rules are left: {e}"));
+            if let Err(e) = opened.await {
+                keeper.container.note(format!("packets to it are still held: {e}"));
             }
-            keeper.container.update(|life| life.guarded = false);
+            tokio::time::sleep(ANSWERED).await;
+            remove(gate).await;
         };
         match end {
-            Ok(End::StaysAwake) => tokio::join!(remove(gate, None), keeper.attend(&mut link, orders)).1,
+            Ok(End::StaysAwake) => tokio::join!(let_in(gate, None), keeper.attend(&mut link, orders)).1,
             Ok(End::Cold(waking)) => {
-                tokio::join!(remove(gate, Some(waking)), keeper.attend(&mut link, orders)).1
+                tokio::join!(let_in(gate, Some(waking)), keeper.attend(&mut link, orders)).1
             }
             // One that is still there connects again, and finds its rules.
             Err(e) if Path::new(&format!("/proc/{init}")).exists() => Err(e),
             ended => {
-                remove(gate, None).await;
+                remove(gate).await;
                 ended.map(|_| ())
             }
         }

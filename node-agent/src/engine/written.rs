@@ -1,0 +1,105 @@
+//! Which pages of shared memory an application writes to first. They become its own then, and cost less if they are its own at once.
+
+use std::collections::BTreeSet;
+
+use procfs::ProcResult;
+use procfs::process::{MemoryPageFlags, PageInfo, Process};
+use woodfrog_criu::images::PAGE_SIZE;
+use woodfrog_protocol::pager::{Span, Wanted};
+
+use super::tree;
+
+/// Adds to what the processes of an application wanted which pages are not shared any more, of these and of those that were known (`before`).
+/// `application` is its PID inside the container of this `init`.
+///
+/// # Errors
+/// It has ended.
+pub(super) fn note(init: i32, application: i32, before: &[Wanted], wanted: &mut [Wanted]) -> ProcResult<()> {
+    for pid in tree::pids(init, application)? {
+        let process = Process::new(pid)?;
+        let inside = process.status()?.nspid.and_then(|pids| pids.last().copied());
+        let Some(one) = wanted.iter_mut().find(|wanted| Some(wanted.pid) == inside) else { continue };
+        let known = before.iter().filter(|known| known.pid == one.pid).flat_map(|known| &known.spans);
+        one.written = own(&process, known.chain(&one.spans))?;
+    }
+    Ok(())
+}
+
+/// The pages among these that are the process's own, in as few spans as can be.
+fn own<'a>(process: &Process, spans: impl Iterator<Item = &'a Span>) -> ProcResult<Vec<Span>> {
+    let mut pagemap = process.pagemap()?;
+    let mut own = BTreeSet::new();
+    for Span { start, length } in spans {
+        let (first, end) = (start / PAGE_SIZE, (start + length) / PAGE_SIZE);
+        let pages = pagemap.get_range_info(first as usize..end as usize)?;
+        let is_own = |info: &PageInfo| {
+            matches!(info, PageInfo::MemoryPage(flags)
+                if flags.contains(MemoryPageFlags::PRESENT) && !flags.contains(MemoryPageFlags::FILE))
+        };
+        own.extend((first..end).zip(pages).filter(|(_, info)| is_own(info)).map(|(page, _)| page));
+    }
+    Ok(merged(own.into_iter().map(|page| Span { start: page * PAGE_SIZE, length: PAGE_SIZE })))
+}
+
+/// Ascending spans without gaps or overlaps, from spans that ascend by start.
+fn merged(spans: impl Iterator<Item = Span>) -> Vec<Span> {
+    let mut merged: Vec<Span> = Vec::new();
+    for span in spans {
+        match merged.last_mut() {
+            Some(last) if span.start <= last.start + last.length => {
+                last.length = last.length.max(span.start + span.length - last.start);
+            }
+            _ => merged.push(span),
+        }
+    }
+    merged
+}
+
+/// What is left of mappings (ascending) without what is known to be written.
+pub(super) fn without(mappings: &[Span], written: &[Span]) -> Vec<Span> {
+    let mut written = written.to_vec();
+    written.sort_by_key(|span| span.start);
+    let written = merged(written.into_iter());
+    let mut left = Vec::new();
+    for mapping in mappings {
+        let (mut at, end) = (mapping.start, mapping.start + mapping.length);
+        let first = written.partition_point(|span| span.start + span.length <= at);
+        for span in written[first..].iter().take_while(|span| span.start < end) {
+            if at < span.start {
+                left.push(Span { start: at, length: span.start - at });
+            }
+            at = span.start + span.length;
+        }
+        if at < end {
+            left.push(Span { start: at, length: end - at });
+        }
+    }
+    left
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn span(start: u64, length: u64) -> Span {
+        Span { start, length }
+    }
+
+    #[test]
+    fn what_is_written_is_left_out_of_the_mappings_that_it_lies_in() {
+        let mappings = [span(10, 20), span(30, 10), span(100, 10)];
+        let written = [span(35, 30), span(0, 12), span(15, 2), span(16, 4), span(25, 7)];
+        assert_eq!(without(&mappings, &written), [span(12, 3), span(20, 5), span(32, 3), span(100, 10)]);
+        assert_eq!(without(&mappings, &[]), mappings);
+        assert_eq!(without(&mappings, &[span(0, 1000)]), []);
+    }
+
+    #[test]
+    fn a_page_is_its_own_once_it_was_written_to() {
+        let heap = vec![1_u8; 3 * PAGE_SIZE as usize];
+        let heap = (heap.as_ptr() as u64).next_multiple_of(PAGE_SIZE);
+        let code = without as *const () as u64 / PAGE_SIZE * PAGE_SIZE;
+        let spans = [span(heap, 2 * PAGE_SIZE), span(code, PAGE_SIZE)];
+        assert_eq!(own(&Process::myself().unwrap(), spans.iter()).unwrap(), [span(heap, 2 * PAGE_SIZE)]);
+    }
+}
