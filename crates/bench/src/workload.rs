@@ -57,6 +57,20 @@ impl Workload {
         self.app.reference().replace(self.app.name(), &format!("frozen-{}-{memory}", self.name))
     }
 
+    /// Warms it up.
+    pub(crate) fn warm_up(&self, node: &Node, ip: IpAddr) -> Result<State> {
+        for _ in 0..REQUESTS {
+            http::get(node, ip, "/")?;
+        }
+        let checksum = http::get(node, ip, "/checksum")?;
+        if self.app == App::Rails {
+            http::get(node, ip, "/collect")?;
+        }
+        let state = State { count: count(node, ip)?, checksum };
+        std::thread::sleep(SETTLE);
+        Ok(state)
+    }
+
     /// Arguments in place of those of the image; empty: the image's own.
     pub(crate) fn args(&self) -> Vec<String> {
         self.args.clone()
@@ -91,17 +105,6 @@ pub(crate) fn apps(workloads: &[Workload]) -> Vec<App> {
 pub(crate) struct State {
     count: u64,
     checksum: String,
-}
-
-/// Warms it up.
-pub(crate) fn warm_up(node: &Node, ip: IpAddr) -> Result<State> {
-    for _ in 0..REQUESTS {
-        http::get(node, ip, "/")?;
-    }
-    let checksum = http::get(node, ip, "/checksum")?;
-    let state = State { count: count(node, ip)?, checksum };
-    std::thread::sleep(SETTLE);
-    Ok(state)
 }
 
 impl State {

@@ -20,7 +20,7 @@ use crate::contenders::woodfrog::{Woodfrog, with_all_memory};
 use crate::contenders::{Contender as _, PATIENCE, Place};
 use crate::progress::Bar;
 use crate::samples::{self, Samples};
-use crate::workload::{Workload, warm_up};
+use crate::workload::Workload;
 
 /// How many requests each process has answered before it is measured.
 const BEFORE: u32 = 1000;
@@ -79,7 +79,7 @@ async fn never_frozen(place: &Place, workload: &Workload, way: &str) -> Result<C
     let container = place.direct.run(place.pod(workload, way)).await?;
     FirstAnswer::from(&place.node, container.ip(), PATIENCE).at().await?;
     // As those that were frozen were warmed up.
-    warm_up(&place.node, container.ip())?;
+    workload.warm_up(&place.node, container.ip())?;
     Ok(container)
 }
 

@@ -11,7 +11,7 @@ use super::{Contender, PATIENCE, Place, Value};
 use crate::client::FirstAnswer;
 use crate::clock::{ms, now_us};
 use crate::report::Metric;
-use crate::workload::{State, Workload, warm_up};
+use crate::workload::{State, Workload};
 
 /// See the module.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ impl Containerd {
         let spec = place.pod_for_runtime(&workload, "containerd-dump");
         let container = place.direct.run(spec.clone()).await?;
         FirstAnswer::from(&place.node, container.ip(), PATIENCE).at().await?;
-        let state = warm_up(&place.node, container.ip())?;
+        let state = workload.warm_up(&place.node, container.ip())?;
         let request = CheckpointContainerRequest {
             container_id: container.id.clone(),
             location: archive(&directory),

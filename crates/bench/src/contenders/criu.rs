@@ -14,7 +14,7 @@ use crate::client::FirstAnswer;
 use crate::clock::ms;
 use crate::inside::Restored;
 use crate::report::Metric;
-use crate::workload::{State, Workload, warm_up};
+use crate::workload::{State, Workload};
 
 const INIT: &str = "/run/catatonit";
 const KDAT: &str = "/run/criu.kdat";
@@ -62,7 +62,7 @@ impl Criu {
         spec.args = workload.command();
         let container = place.direct.run(spec.clone()).await?;
         FirstAnswer::from(&place.node, container.ip(), PATIENCE).at().await?;
-        let state = warm_up(&place.node, container.ip())?;
+        let state = workload.warm_up(&place.node, container.ip())?;
         let init = container.pid().await?.to_string();
         place.inside(&["dump", "--init", &init, "--images", &images])?;
         place.copy(&spec.tmp_dir(), &format!("{images}/tmp"))?;

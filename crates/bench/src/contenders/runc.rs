@@ -14,7 +14,7 @@ use crate::client::FirstAnswer;
 use crate::clock::ms;
 use crate::inside::Started;
 use crate::report::Metric;
-use crate::workload::{State, Workload, warm_up};
+use crate::workload::{State, Workload};
 
 /// See the module.
 #[derive(Debug)]
@@ -46,7 +46,7 @@ impl Runc {
         std::fs::write(place.node.path(&path("config.json")), serde_json::to_vec(&config)?)?;
 
         let mut runc = Self { place, pod, id, directory: directory.clone(), state: State::default() };
-        match runc.checkpoint().await {
+        match runc.checkpoint(&workload).await {
             Ok(()) => Ok(runc),
             Err(error) => {
                 runc.clean().await?;
@@ -55,10 +55,10 @@ impl Runc {
         }
     }
 
-    async fn checkpoint(&mut self) -> Result<()> {
+    async fn checkpoint(&mut self, workload: &Workload) -> Result<()> {
         self.run("run", &[])?;
         FirstAnswer::from(&self.place.node, self.pod.ip, PATIENCE).at().await?;
-        self.state = warm_up(&self.place.node, self.pod.ip)?;
+        self.state = workload.warm_up(&self.place.node, self.pod.ip)?;
         self.run("checkpoint", &["--file-locks"])?;
         self.place.copy(&format!("{}/tmp", self.directory), &format!("{}/tmp-dumped", self.directory))
     }

@@ -12,7 +12,7 @@ use crate::args::Mode;
 use crate::client::FirstAnswer;
 use crate::clock::{ms, now_us};
 use crate::report::Metric;
-use crate::workload::{State, Workload, warm_up};
+use crate::workload::{State, Workload};
 
 /// See the module.
 #[derive(Debug)]
@@ -88,7 +88,7 @@ impl Woodfrog {
     pub(crate) async fn prepare(place: Place, workload: Workload, memory: Mode) -> Result<Self> {
         let image = workload.frozen_image(memory.name());
         let container = place.shim.run(place.pod(&workload, "freeze").managed()).await?;
-        let frozen = freeze(&place, &container, &image, memory.name()).await;
+        let frozen = freeze(&place, &workload, &container, &image, memory.name()).await;
         container.remove().await?;
         let (state, frozen) = frozen?;
         place.shim.pull(&image).await?;
@@ -190,9 +190,15 @@ impl Contender for Woodfrog {
 }
 
 /// Warms an application up and freezes it.
-async fn freeze(place: &Place, container: &Container, image: &str, memory: &str) -> Result<(State, Frozen)> {
+async fn freeze(
+    place: &Place,
+    workload: &Workload,
+    container: &Container,
+    image: &str,
+    memory: &str,
+) -> Result<(State, Frozen)> {
     FirstAnswer::from(&place.node, container.ip(), PATIENCE).at().await?;
-    let state = warm_up(&place.node, container.ip())?;
+    let state = workload.warm_up(&place.node, container.ip())?;
     let freeze = ["freeze", &container.id, "--image", image, "--memory", memory, "--output", "json"];
     let output = woodfrog(place, &freeze)?;
     let frozen = serde_json::from_str(&output).with_context(|| output.clone())?;

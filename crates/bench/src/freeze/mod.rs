@@ -18,7 +18,7 @@ use crate::contenders::{PATIENCE, Place};
 use crate::inside;
 use crate::progress::Bar;
 use crate::samples::{self, Samples};
-use crate::workload::{State, Workload, warm_up};
+use crate::workload::{State, Workload};
 
 /// In the node, on a tmpfs: what plain CRIU and zstd write.
 const DIRECTORY: &str = "/run/woodfrog-bench";
@@ -62,7 +62,7 @@ pub(crate) async fn run(place: Place, args: &FreezeArgs) -> Result<ExitCode> {
 async fn measure(place: &Place, workload: &Workload, runs: u32, bar: &Bar) -> Result<Samples<Sample>> {
     let container = place.shim.run(place.pod(workload, "freeze").managed()).await?;
     FirstAnswer::from(&place.node, container.ip(), PATIENCE).at().await?;
-    let state = warm_up(&place.node, container.ip())?;
+    let state = workload.warm_up(&place.node, container.ip())?;
     let mut samples = Samples::new(workload.name());
     for _ in 0..runs {
         let sample = once(place, workload, &container).await?;

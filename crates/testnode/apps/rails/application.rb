@@ -58,6 +58,13 @@ class PagesController < ActionController::Base
     ITEMS.each { |item| hash << item.number.to_s << item.name << item.price.to_s << item.text }
     render plain: "#{hash.hexdigest}\n"
   end
+
+  # Tells all workers.
+  def collect
+    workers = File.read("/proc/#{Process.ppid}/task/#{Process.ppid}/children").split
+    workers.each { |worker| Process.kill(:URG, Integer(worker)) }
+    render plain: "#{workers.size}\n"
+  end
 end
 
 Shop.initialize!
@@ -65,4 +72,5 @@ Shop.routes.draw do
   root to: "pages#index"
   get "/count", to: "pages#count"
   get "/checksum", to: "pages#checksum"
+  get "/collect", to: "pages#collect"
 end
