@@ -168,8 +168,8 @@ static void *work(void *argument) {
     while (!atomic_load(&failed)) {
         for (int i = 0; i < BURST; i++) one(w);
         atomic_fetch_add(&rounds, BURST);
-        // It is to be frozen anywhere, not to keep the machine from its work.
-        nanosleep(&(struct timespec){ 0, 2000000 }, 0);
+        // It is to be frozen anywhere, and to be taken for one that has nothing to do.
+        nanosleep(&(struct timespec){ 0, 20000000 }, 0);
     }
     return 0;
 }
