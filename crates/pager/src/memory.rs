@@ -30,6 +30,8 @@ const DOUBLED: u64 = 3;
 const AT_ONCE: u64 = 16 << 10;
 /// While it is recorded what is wanted, so many faults of a process are answered with nothing but the page, so that the set is no larger than need be.
 const EXACT: u64 = 2048;
+/// No more than this is recorded of a process, over all recordings: there is not the time to bring more before its threads run.
+const MOST_WANTED: u64 = 24 << 20;
 /// A call for less than this costs about as much.
 const CALL: u64 = 16 << 10;
 /// How much follows a page, at most, if those before it were waited for one after the other.
@@ -141,6 +143,8 @@ pub(crate) struct Memory {
     pub(crate) gone: bool,
     /// What it wanted, if that is recorded.
     pub(crate) wanted: Option<Vec<Span>>,
+    /// How much of it is known to be wanted.
+    known: u64,
     pub(crate) counts: Counts,
 }
 
@@ -178,6 +182,7 @@ impl Memory {
             mapped: false,
             gone: false,
             wanted: record.then(Vec::new),
+            known: process.first.iter().map(|span| span.length).sum(),
             counts: Counts::default(),
         }
     }
@@ -205,6 +210,7 @@ impl Memory {
             mapped: true,
             gone: false,
             wanted: None,
+            known: 0,
             counts: Counts::default(),
         }
     }
@@ -307,7 +313,7 @@ impl Memory {
             self.counts.zero_faults += 1;
             return self.give_zeros(page, write);
         };
-        let recording = self.wanted.is_some();
+        let recording = self.wanted.is_some() && self.known < MOST_WANTED;
         let batch = if page == self.ahead.0 {
             clip(run, page, page + (self.ahead.1 * 2).min(if recording { AROUND } else { AHEAD }))
         } else if recording && self.counts.faults <= EXACT {
@@ -320,7 +326,8 @@ impl Memory {
         };
         let end = batch.start + batch.length;
         self.ahead = (end, batch.length);
-        if let Some(wanted) = &mut self.wanted {
+        if let Some(wanted) = self.wanted.as_mut().filter(|_| recording) {
+            self.known += batch.length;
             wanted.push(Span { start: batch.start, length: batch.length });
         }
         let soon = end.min(page + AT_ONCE);
