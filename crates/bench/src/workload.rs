@@ -63,6 +63,7 @@ impl Workload {
             http::get(node, ip, "/")?;
         }
         let checksum = http::get(node, ip, "/checksum")?;
+        // Its workers would collect garbage in every second request, and a first answer wait for that (see its puma.rb).
         if self.app == App::Rails {
             http::get(node, ip, "/collect")?;
         }

@@ -112,9 +112,11 @@ async fn follow(engine: Arc<Engine>, container: Weak<Container>, digest: String,
         Err(e) => return note(format!("its pager: {e}")),
     };
     let mut wanted = std::mem::take(&mut report.wanted);
-    if let Some(container) = container.upgrade().filter(|container| container.life().shares_memory) {
+    let shares = |container: &Arc<Container>| !wanted.is_empty() && container.life().shares_memory;
+    if let Some(container) = container.upgrade().filter(shares) {
         let (life, before) = (container.life(), engine.working_sets.get(&digest));
-        let noted = written::note(life.init, life.application, &before.processes, &mut wanted);
+        let note = || written::note(life.init, life.application, &before.processes, &mut wanted);
+        let noted = tokio::task::block_in_place(note);
         if let Err(e) = noted {
             debug!(container = %container.info.display(), "it is not known what it writes to: {e}");
         }

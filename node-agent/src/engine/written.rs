@@ -13,14 +13,14 @@ use super::tree;
 /// `application` is its PID inside the container of this `init`.
 ///
 /// # Errors
-/// It has ended.
+/// It has ended. A process of it that ends meanwhile is left out.
 pub(super) fn note(init: i32, application: i32, before: &[Wanted], wanted: &mut [Wanted]) -> ProcResult<()> {
     for pid in tree::pids(init, application)? {
-        let process = Process::new(pid)?;
-        let inside = process.status()?.nspid.and_then(|pids| pids.last().copied());
+        let Ok(process) = Process::new(pid) else { continue };
+        let inside = process.status().ok().and_then(|status| status.nspid?.last().copied());
         let Some(one) = wanted.iter_mut().find(|wanted| Some(wanted.pid) == inside) else { continue };
         let known = before.iter().filter(|known| known.pid == one.pid).flat_map(|known| &known.spans);
-        one.written = own(&process, known.chain(&one.spans))?;
+        one.written = own(&process, known.chain(&one.spans)).unwrap_or_default();
     }
     Ok(())
 }

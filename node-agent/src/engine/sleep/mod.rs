@@ -252,10 +252,12 @@ impl Sleeper<'_> {
                 }
                 gate.open().await.map_err(io::Error::other)
             };
-            if let Err(e) = opened.await {
-                keeper.container.note(format!("packets to it are still held: {e}"));
+            match opened.await {
+                Ok(()) => tokio::time::sleep(ANSWERED).await,
+                Err(e) => {
+                    keeper.container.note(format!("packets to it are held until its rules are gone: {e}"))
+                }
             }
-            tokio::time::sleep(ANSWERED).await;
             remove(gate).await;
         };
         match end {
