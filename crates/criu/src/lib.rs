@@ -15,6 +15,7 @@ mod dump;
 mod exchange;
 mod failure;
 pub mod images;
+mod light;
 mod loader;
 mod log;
 mod options;

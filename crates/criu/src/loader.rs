@@ -4,6 +4,7 @@
 //! loader loads whatever library `/etc/ld.so.preload` names, and no option keeps it from that. So what is executed is a
 //! sealed copy in memory, in which the two paths that it would open there name nothing.
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Write as _};
 
@@ -15,19 +16,24 @@ use rustix::io::Errno;
 const REPLACED: [(&[u8], &[u8]); 2] =
     [(b"/etc/ld.so.preload\0", b"/proc/self/fd/none\0"), (b"/etc/ld.so.cache\0", b"/proc/self/fd/no\0")];
 
-/// A sealed copy in memory that can be executed.
+/// A copy of the loader that opens no file of the container's.
 pub(crate) fn private_copy(mut bytes: Vec<u8>) -> io::Result<File> {
     for (path, replacement) in REPLACED {
         replace(&mut bytes, path, replacement);
     }
+    sealed(c"criu-loader", &bytes)
+}
+
+/// A program in memory that can be executed, and not be written to.
+pub(crate) fn sealed(name: &CStr, bytes: &[u8]) -> io::Result<File> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let memfd = match rustix::fs::memfd_create(c"criu-loader", flags | MemfdFlags::EXEC) {
+    let memfd = match rustix::fs::memfd_create(name, flags | MemfdFlags::EXEC) {
         // Kernels before 6.3 know no MFD_EXEC, and need none.
-        Err(Errno::INVAL) => rustix::fs::memfd_create(c"criu-loader", flags)?,
+        Err(Errno::INVAL) => rustix::fs::memfd_create(name, flags)?,
         result => result?,
     };
     let mut file = File::from(memfd);
-    file.write_all(&bytes)?;
+    file.write_all(bytes)?;
     rustix::fs::fcntl_add_seals(
         &file,
         SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL,

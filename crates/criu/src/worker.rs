@@ -62,6 +62,7 @@ pub struct Setup {
     place: Where,
     last_pid: Option<i32>,
     real_ids: Option<(u32, u32)>,
+    light: bool,
     descriptors: Vec<OwnedFd>,
     work: OwnedFd,
 }
@@ -72,7 +73,14 @@ const FIRST_GIVEN: RawFd = 3;
 impl Setup {
     /// `work` is a directory that CRIU may write to: its log, its statistics, the page server's socket.
     pub fn new(work: OwnedFd) -> Self {
-        Self { place: Where::Here, last_pid: None, real_ids: None, descriptors: Vec::new(), work }
+        Self {
+            place: Where::Here,
+            last_pid: None,
+            real_ids: None,
+            light: false,
+            descriptors: Vec::new(),
+            work,
+        }
     }
 
     /// Runs it in the namespaces of a container, named by a pidfd of its PID 1.
@@ -97,6 +105,12 @@ impl Setup {
     /// says no: there the kernel tells the resource limits of a process to its own user alone.
     pub fn real_ids(mut self, uid: u32, gid: u32) -> Self {
         self.real_ids = Some((uid, gid));
+        self
+    }
+
+    /// Starts sooner if it is `light`, and can then do nothing but restore what has no connections ([`crate::Connections::Close`]).
+    pub fn light(mut self, light: bool) -> Self {
+        self.light = light;
         self
     }
 
@@ -125,7 +139,7 @@ impl Setup {
             program.descriptor(fd.as_fd());
         }
         let mut arguments = Vec::new();
-        if let Some((binary, libraries)) = toolchain.loaded() {
+        if let Some((binary, libraries)) = toolchain.loaded(self.light) {
             let libraries: Vec<_> =
                 libraries.iter().map(|library| Given(program.descriptor(library.as_fd())).path()).collect();
             let binary = Given(program.descriptor(binary)).path();

@@ -255,6 +255,10 @@ async fn attempt(
     let application = restore.restored().await?;
     let held = OneCpu::hold(container, link.pid, criu, pager.as_ref().and_then(Pager::pid));
     if let Some(pager) = &pager {
+        if held.is_none() {
+            // Nobody would do it if this agent ended.
+            pager.take_turns();
+        }
         pager.restored()?;
     }
     watch.lap("restore");
@@ -277,6 +281,7 @@ async fn attempt(
     restore.before_resume().await?;
     if let Some(pager) = &mut pager {
         pager.ready().await?;
+        pager.take_turns();
     }
     drop(held);
     let restored = restore.finish().await?;
@@ -319,8 +324,10 @@ impl Started {
     /// Starts it with all that it may be told to use.
     async fn new(engine: &Engine, seat: Seat, init: i32, image: &Image) -> Result<Self, ThawError> {
         let handed = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map_err(failed("hand CRIU its files"));
-        let mut setup =
-            Setup::new(handed(image.work.as_fd())?).seat(seat).last_pid(highest_pid(&image.prepared));
+        let mut setup = Setup::new(handed(image.work.as_fd())?)
+            .seat(seat)
+            .last_pid(highest_pid(&image.prepared))
+            .light(!keeps_connections(&image.prepared));
         let images = setup.give(handed(image.images.as_fd())?);
         let mut stdio: Vec<(String, Given)> = Vec::new();
         for stream in &image.prepared.record.stdio {

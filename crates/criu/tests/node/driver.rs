@@ -172,6 +172,28 @@ async fn node_features_are_told() {
 }
 
 #[tokio::test]
+async fn node_a_light_worker_has_not_loaded_what_a_restore_does_without() {
+    let Some(toolchain) = toolchain() else { return };
+    for light in [false, true] {
+        let work = tempfile::tempdir().unwrap();
+        let setup = Setup::new(directory(work.path())).light(light);
+        let worker = Worker::spawn(toolchain.clone(), setup).await.unwrap();
+        let loaded = |library: &str| {
+            let maps = std::fs::read_to_string(format!("/proc/{}/maps", worker.pid())).unwrap();
+            maps.lines().any(|line| line.contains(library))
+        };
+        let start = Instant::now();
+        // Which comes after those that CRIU names before it.
+        while !loaded("/libc.so") {
+            assert!(start.elapsed() < Duration::from_secs(10), "it does not start");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(loaded("/libgnutls.so"), !light);
+        assert_eq!(loaded("/libnftables.so"), !light);
+    }
+}
+
+#[tokio::test]
 async fn node_the_cache_of_kernel_features_is_made_once_and_made_anew_when_it_is_stale() {
     let Some(toolchain) = toolchain() else { return };
     let path = Path::new("/run/criu.kdat");
