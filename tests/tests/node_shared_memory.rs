@@ -276,6 +276,13 @@ fn pagers(world: &World<'_>) -> Result<Vec<String>> {
     Ok(world.node.run("sh", &["-c", list])?.split_whitespace().map(str::to_owned).collect())
 }
 
+/// The scheduling policy of a process: field 41 of `/proc/PID/stat`.
+fn policy(world: &World<'_>, pid: &str) -> Result<String> {
+    let stat = world.node.run("cat", &[&format!("/proc/{pid}/stat")])?;
+    let fields = stat.rsplit_once(") ").map(|(_, fields)| fields).unwrap_or_default();
+    Ok(fields.split(' ').nth(41 - 3).unwrap_or_default().to_owned())
+}
+
 #[test]
 fn node_an_application_that_shares_its_memory_outlives_the_agent_and_not_its_pager() {
     in_world("shared-pager", &[App::Synthetic], async |world| {
@@ -356,7 +363,9 @@ fn node_a_dormant_pod_shares_its_memory_each_time_that_it_wakes() {
         for wakes in 1..=3 {
             ensure!(pod.get("/count")? == "4", "it wakes from its image");
             ensure!(world.ps(&pod)?["wakes"] == wakes, "{}", log(world, &pod));
-            ensure!(pagers(world)?.len() == 1, "one pager for what is awake");
+            let all = pagers(world)?;
+            ensure!(all.len() == 1, "one pager for what is awake: {all:?}");
+            ensure!(policy(world, &all[0])? == "0", "it takes its turns (SCHED_OTHER) since the threads run");
             let deadline = Instant::now() + STARTUP;
             while world.ps(&pod)?["state"] != "dormant" {
                 ensure!(Instant::now() < deadline, "it does not fall asleep:\n{}", log(world, &pod));

@@ -432,13 +432,10 @@ impl Pager {
         let piece = if busy { SMALL_PIECE } else { PIECE };
         let next = |served| Some(if served == Served::Well { Duration::ZERO } else { PAUSE });
         let mut first = None;
+        // One after the other: of several workers, the first that has what it wants takes the request.
         for index in 0..self.processes.len() {
             first = self.processes[index].fill_first(piece)?.or(first);
             if first == Some(Served::Well) {
-                if !matches!(self.criu, Criu::Finished { .. }) {
-                    // In turn, for nobody knows who will be asked.
-                    self.processes.rotate_left(index + 1);
-                }
                 return Ok(next(Served::Well));
             }
         }

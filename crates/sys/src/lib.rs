@@ -8,6 +8,7 @@
 //! - [`heap`]: memory that the allocator keeps;
 //! - [`mapping`]: files mapped for reading;
 //! - [`mount`]: mounts that exist only as a descriptor;
+//! - [`scheduler`]: when a process gets a CPU;
 //! - [`scm`]: descriptors sent over unix sockets;
 //! - [`seccomp`]: filters of another process;
 //! - [`userfault`]: page faults of another process;
@@ -24,6 +25,7 @@ pub mod pid1;
 pub mod process;
 #[cfg(feature = "tokio")]
 pub mod ready;
+pub mod scheduler;
 pub mod scm;
 pub mod seccomp;
 pub mod userfault;

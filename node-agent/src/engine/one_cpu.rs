@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use rustix::process::Pid;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use woodfrog_protocol::paths;
+use woodfrog_sys::scheduler;
 
 use super::container::Container;
 
@@ -28,7 +29,7 @@ pub(super) struct OneCpu {
 impl OneCpu {
     /// Holds the threads of process `criu` and of the tree that it has restored in a container, which may run where its `init` may, on the CPU on
     /// which `criu` was last, and process `pager` on the others. None if there is nothing to be won or it cannot be done, which costs nothing but time.
-    pub(super) fn hold(container: &Container, init: i32, criu: i32, pager: Option<i32>) -> Option<Self> {
+    pub(super) fn hold(container: &Container, init: i32, criu: i32, pager: Option<Pid>) -> Option<Self> {
         let allowed = sched_getaffinity(Pid::from_raw(init)).ok()?;
         let cpu = last_cpu(criu).filter(|cpu| allowed.is_set(*cpu) && allowed.count() > 1)?;
         let note = container.control(paths::ONE_CPU);
@@ -41,7 +42,7 @@ impl OneCpu {
             sched_getaffinity(Some(thread)).is_ok_and(|set| set == allowed)
                 && sched_setaffinity(Some(thread), on).is_ok()
         };
-        let pager = pager.and_then(Pid::from_raw).filter(|pager| keep(*pager, &others));
+        let pager = pager.filter(|pager| keep(*pager, &others));
         let mut threads = threads(tree([children(init), vec![criu]].concat()));
         threads.retain(|thread| keep(*thread, &only));
         threads.extend(pager);
@@ -56,25 +57,28 @@ impl Drop for OneCpu {
     }
 }
 
-/// Lets threads go that an earlier agent held.
+/// Lets threads go that an earlier agent held, and has the pager take its turns ([`super::pager::Pager::take_turns`]).
 pub(super) fn release_left(container: &Container) {
     let note = container.control(paths::ONE_CPU);
     let Ok(pager) = fs::read_to_string(&note) else { return };
     let init = container.life().init;
     if let Ok(allowed) = sched_getaffinity(Pid::from_raw(init)) {
-        release(&threads(tree(children(init))), &allowed);
+        let mut threads = threads(tree(children(init)));
         let is_pager =
             |pid: &i32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == PAGER);
-        if let Some(pager) = pager.parse().ok().filter(is_pager).and_then(Pid::from_raw) {
-            release(&[pager], &allowed);
+        let pager = pager.parse().ok().filter(is_pager).and_then(Pid::from_raw);
+        if let Some(pager) = pager {
+            let _ = scheduler::set_idle(pager, false);
         }
+        threads.extend(pager);
+        release(&threads, &allowed);
     }
     let _ = fs::remove_file(note);
 }
 
+/// Any of them may have ended.
 fn release(threads: &[Pid], allowed: &CpuSet) {
     for thread in threads {
-        // It may have ended.
         let _ = sched_setaffinity(Some(*thread), allowed);
     }
 }

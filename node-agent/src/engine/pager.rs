@@ -18,13 +18,15 @@ use prost::Message;
 use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 use rustix::pipe::PipeFlags;
+use rustix::process::Pid;
+use rustix::thread::CapabilitySet;
 use tokio::task::spawn_blocking;
 use tracing::warn;
 use woodfrog_criu::images::messages::memory::{Pagemap, Vma, status};
 use woodfrog_criu::images::{Checkpoint, PAGE_SIZE};
 use woodfrog_protocol::pager::{Plan, Process, RESTORED, Report, Run, Span, WorkingSet};
 use woodfrog_sys::process::{Child, Place, Program, Waiting};
-use woodfrog_sys::userfault;
+use woodfrog_sys::{scheduler, userfault};
 
 use super::page_store::Stored;
 use super::preparation::Image;
@@ -167,14 +169,24 @@ impl Pager {
         spawn_blocking(start).await?.map_err(failed("start the pager"))
     }
 
-    /// Tells it that CRIU has mapped everything, and runs no thread before [`Pager::ready`].
+    /// Tells it that CRIU has mapped everything, and runs no thread before [`Pager::ready`]. That is waited for if memory is shared, so it has its turn then.
     ///
     /// # Errors
     /// The pager has ended.
     pub fn restored(&self) -> Result<(), ThawError> {
         let sharing = self.0.as_ref().and_then(|running| running.sharing.as_ref());
-        let told = sharing.map(|sharing| rustix::net::send(sharing, RESTORED, SendFlags::NOSIGNAL));
-        told.transpose().map(drop).map_err(|e| ended(e.into()))
+        let Some(sharing) = sharing else { return Ok(()) };
+        self.take_turns();
+        rustix::net::send(sharing, RESTORED, SendFlags::NOSIGNAL).map(drop).map_err(|e| ended(e.into()))
+    }
+
+    /// From now on it is a process like others. Until the threads run, it works where nothing else wants to: CRIU, the init and the agent wake each other
+    /// up, and some kernels have them wait for a busy CPU where another one is idle.
+    pub fn take_turns(&self) {
+        if let Some(pid) = self.pid() {
+            // It may have ended.
+            let _ = scheduler::set_idle(pid, false);
+        }
     }
 
     /// Waits until the threads may run.
@@ -191,8 +203,8 @@ impl Pager {
     }
 
     /// Its PID, unless it has ended.
-    pub fn pid(&self) -> Option<i32> {
-        self.0.as_ref().map(|running| running.child.pid())
+    pub fn pid(&self) -> Option<Pid> {
+        self.0.as_ref().and_then(|running| Pid::from_raw(running.child.pid()))
     }
 
     /// The socket for the init.
@@ -272,7 +284,13 @@ fn start(program: &PagerProgram, place: Waiting, planned: &Planned, image: &Imag
     }
     let child = place.run(&program).map_err(io::Error::other)?;
     let sharing = plan.shares().then_some(agent);
-    Ok(Pager(Some(Running { init: ours, sharing, child, report, errors })))
+    let pager = Pager(Some(Running { init: ours, sharing, child, report, errors }));
+    let can_end = rustix::thread::capabilities(None)?.effective.contains(CapabilitySet::SYS_NICE);
+    if let Some(pid) = pager.pid().filter(|_| can_end) {
+        // It may have ended.
+        let _ = scheduler::set_idle(pid, true);
+    }
+    Ok(pager)
 }
 
 /// What of each process's memory CRIU leaves to a page server: the runs that the dump marked as such. What can be shared is, if that is
