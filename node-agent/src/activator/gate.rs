@@ -16,7 +16,7 @@ use std::sync::Arc;
 use tokio::task::{JoinError, spawn_blocking};
 use tracing::debug;
 
-use super::kubelet;
+use super::kubelet::Kubelet;
 use super::listeners::Listeners;
 use super::packet::Packet;
 use super::queue::{MAX_HELD, MAX_HELD_DATAGRAMS, Queue};
@@ -46,8 +46,8 @@ pub enum GateError {
 #[derive(Debug)]
 pub struct Activator {
     backend: Backend,
-    /// Names of processes whose connections are probes.
-    kubelet: Vec<String>,
+    /// Whose connections are probes.
+    kubelet: Kubelet,
     /// What probes are answered.
     answers: Arc<Answers>,
     metrics: Metrics,
@@ -98,7 +98,7 @@ impl Activator {
         let backend =
             spawn_blocking(|| netns::within_new(|| Ok::<_, GateError>(Backend::probe()?))).await??;
         let answers = Arc::new(Answers::counted(metrics.clone()));
-        Ok(Arc::new(Self { backend, kubelet, answers, metrics }))
+        Ok(Arc::new(Self { backend, kubelet: Kubelet::new(kubelet), answers, metrics }))
     }
 
     /// A gate in the network namespace of process `pid`, for the container with this token. It has no rules of its own yet, but
@@ -347,7 +347,7 @@ impl Gate {
         // Who asks whose connection that is pays for it: only the node's own packets are worth it.
         let probe = packet.tcp
             && self.rules.node.contains(&packet.from.ip())
-            && kubelet::owns(&self.activator.kubelet, packet.from, packet.to);
+            && self.activator.kubelet.owns(packet.from, packet.to);
         let knock = (!probe).then_some(Knock { from: packet.from, to: packet.to });
         debug!(?knock, "a packet is held");
         Ok(Next { id, knock })

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::{Mutex, PoisonError};
 
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
@@ -17,27 +18,51 @@ const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const IPPROTO_TCP: u8 = 6;
 
-/// Whether the TCP connection from `from` to `to` is one of a process called like one of `names`, run by root in the host's
-/// network namespace. In doubt it is not.
-pub(super) fn owns(names: &[String], from: SocketAddr, to: SocketAddr) -> bool {
-    match netns::within(HOST, || inode(from, to)) {
-        Ok(Some(inode)) => holders(names).any(|process| holds(&process, inode)),
-        Ok(None) => false,
-        Err(e) => {
-            tracing::debug!(%from, %to, "cannot ask whose connection that is: {e}");
-            false
-        }
-    }
+/// The processes whose connections are probes: those called like one of some names, run by root in the host's network namespace.
+#[derive(Debug)]
+pub(super) struct Kubelet {
+    names: Vec<String>,
+    /// As long as one of them lives, no others are looked for: a node has one.
+    known: Mutex<Vec<Process>>,
 }
 
-fn holders(names: &[String]) -> impl Iterator<Item = Process> {
-    let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/net")).ok();
-    let host = namespace("1");
-    let processes = procfs::process::all_processes().into_iter().flatten().flatten();
-    processes.filter(move |process| {
-        let named = || process.stat().is_ok_and(|stat| names.contains(&stat.comm));
-        named() && process.uid().is_ok_and(|uid| uid == 0) && namespace(&process.pid.to_string()) == host
-    })
+impl Kubelet {
+    /// Called like one of `names`.
+    pub(super) fn new(names: Vec<String>) -> Self {
+        Self { names, known: Mutex::default() }
+    }
+
+    /// Whether the TCP connection from `from` to `to` is one of theirs. In doubt it is not.
+    pub(super) fn owns(&self, from: SocketAddr, to: SocketAddr) -> bool {
+        let inode = match netns::within(HOST, || inode(from, to)) {
+            Ok(Some(inode)) => inode,
+            Ok(None) => return false,
+            Err(e) => {
+                tracing::debug!(%from, %to, "cannot ask whose connection that is: {e}");
+                return false;
+            }
+        };
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(Process::is_alive);
+        if known.is_empty() {
+            known.extend(self.look());
+        }
+        known.iter().any(|process| holds(process, inode))
+    }
+
+    fn look(&self) -> impl Iterator<Item = Process> {
+        let namespace = |pid: i32| std::fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+        let host = namespace(HOST);
+        let named = |pid: &i32| {
+            let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            self.names.iter().any(|name| name == comm.trim_end())
+        };
+        let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let processes = pids.filter(named).filter_map(|pid| Process::new(pid).ok());
+        processes
+            .filter(move |process| process.uid().is_ok_and(|uid| uid == 0) && namespace(process.pid) == host)
+    }
 }
 
 fn holds(process: &Process, inode: u64) -> bool {
