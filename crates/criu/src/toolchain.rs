@@ -39,7 +39,7 @@ struct Linked {
     light: Option<File>,
 }
 
-/// Libraries of which a restore calls nothing that keeps no connections: Debian's CRIU loads 16 more for them, which takes 2 of 4 ms.
+/// Libraries of which a restore calls nothing that keeps no connections: Debian's CRIU loads 14 more for them, which takes 2 of 4 ms.
 const UNUSED: [&str; 2] = ["libgnutls.so.30", "libnftables.so.1"];
 
 /// Why there is no usable CRIU at a path.
