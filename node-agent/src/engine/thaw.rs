@@ -23,6 +23,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -327,7 +328,7 @@ impl Started {
         let mut setup = Setup::new(handed(image.work.as_fd())?)
             .seat(seat)
             .last_pid(highest_pid(&image.prepared))
-            .light(!keeps_connections(&image.prepared));
+            .light(!keeps_connections(&image.prepared) && has_cache(init));
         let images = setup.give(handed(image.images.as_fd())?);
         let mut stdio: Vec<(String, Given)> = Vec::new();
         for stream in &image.prepared.record.stdio {
@@ -401,6 +402,13 @@ fn complete(
 /// Whether the state of established connections is in the image: only a freeze that keeps them writes it.
 fn keeps_connections(prepared: &Prepared) -> bool {
     !prepared.images.tcp_streams.is_empty()
+}
+
+/// Whether a container has the node's newest cache of kernel features, not one of a CRIU before that: without it CRIU looks at more than a light one can.
+fn has_cache(init: i32) -> bool {
+    let file = |path: String| std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
+    let node = file(paths::KDAT.to_owned());
+    node.is_some() && node == file(format!("/proc/{init}/root{}", paths::KDAT))
 }
 
 /// Connections go on only where they were.
