@@ -73,6 +73,21 @@ fn node_the_first_packet_wakes_a_dormant_pod_which_sleeps_again() {
 }
 
 #[test]
+fn node_a_pod_that_has_slept_through_an_upgrade_of_criu_wakes() {
+    in_world("upgraded-criu", &[App::Cpython], async |world| {
+        let image = world.counted_to_three().await?;
+        let pod = world.from_image(dormant("pod", &image, None)).await?;
+        // The node has a new cache of kernel features, and the container one that is of no use to the new CRIU.
+        let renew = "cp -p /run/criu.kdat /run/new && printf old > /run/criu.kdat && mv /run/new /run/criu.kdat";
+        world.node.run("sh", &["-c", renew])?;
+        ensure!(pod.get("/count")? == "4");
+        let ps = world.ps(&pod)?;
+        ensure!(ps["state"] == "thawed" && ps["reason"] == "", "{ps}");
+        pod.remove().await
+    });
+}
+
+#[test]
 fn node_kubelet_s_probes_find_a_dormant_pod_well_and_do_not_wake_it() {
     in_world("probes", &[App::Cpython], async |world| {
         let image = world.counted_to_three().await?;

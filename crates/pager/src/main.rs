@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+mod answers;
 mod fill;
 mod memory;
 mod pending;
@@ -107,7 +108,8 @@ fn serve() -> Result<(), Error> {
     } else {
         None
     };
-    Pager::new(plan, pages, Ends { criu, init, sharing }).run()?;
+    let counters = given(Descriptor::Counters as i32)?;
+    Pager::new(plan, pages, Ends { criu, init, counters, sharing }).run()?;
     Ok(())
 }
 

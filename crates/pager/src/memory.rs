@@ -29,8 +29,8 @@ const DOUBLED: u64 = 3;
 /// How much of that comes before its thread goes on.
 const AT_ONCE: u64 = 16 << 10;
 /// While it is recorded what is wanted, so many faults of a process are answered with nothing but the page, so that the set is no larger than need be.
-const EXACT: u64 = 2048;
-/// No more than this is recorded of a process, over all recordings: there is not the time to bring more before its threads run.
+const EXACT: u64 = 6144;
+/// No more than this is recorded of a process, over all recordings, and of what it wants until the first answer: there is not the time to bring more before its threads run.
 const MOST_WANTED: u64 = 24 << 20;
 /// A call for less than this costs about as much.
 const CALL: u64 = 16 << 10;
@@ -88,23 +88,22 @@ fn joined(spans: &[Span]) -> Vec<Span> {
     joined
 }
 
-/// What a process of the plan is known to want first.
-pub(crate) struct Known {
-    pid: i32,
-    first: Vec<Span>,
-    /// The same by address.
-    spans: Pending,
+/// When something is known to be wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// Until the first answer.
+    First,
+    /// After that.
+    Then,
 }
 
-impl Known {
-    /// What the plan says of it.
-    pub(crate) fn new(process: &Process) -> Self {
-        let mut spans = Pending::default();
-        for Span { start, length } in process.first.iter().copied() {
-            spans.insert(Run { start, length, offset: 0, shared: false });
-        }
-        Self { pid: process.pid, first: process.first.clone(), spans }
-    }
+impl Turn {
+    /// In their order.
+    pub(crate) const ALL: [Self; 2] = [Self::First, Self::Then];
+}
+
+fn bytes(spans: &[Span]) -> u64 {
+    spans.iter().map(|span| span.length).sum()
 }
 
 /// One process.
@@ -125,10 +124,8 @@ pub(crate) struct Memory {
     pub(crate) held: u64,
     /// Faults that are not answered yet: page and whether it is to be written.
     waiting: Vec<(u64, bool)>,
-    /// What is known to be wanted first.
-    first: VecDeque<Span>,
-    /// The processes in whose steps it goes.
-    follows: Vec<i32>,
+    /// What is known to be wanted, a [`Turn`] each.
+    expected: [VecDeque<Span>; 2],
     /// Up to where everything else has been filled in.
     cursor: u64,
     /// Where the last zeros were given to a writer, and how many.
@@ -141,9 +138,11 @@ pub(crate) struct Memory {
     pub(crate) mapped: bool,
     /// The process has ended.
     pub(crate) gone: bool,
-    /// What it wanted, if that is recorded.
-    pub(crate) wanted: Option<Vec<Span>>,
-    /// How much of it is known to be wanted.
+    /// What it wanted, a [`Turn`] each, if that is recorded.
+    pub(crate) wanted: Option<[Vec<Span>; 2]>,
+    /// The turn that is recorded.
+    turn: Turn,
+    /// How much is known to be wanted up to then.
     known: u64,
     pub(crate) counts: Counts,
 }
@@ -173,16 +172,16 @@ impl Memory {
             forked: false,
             held: 0,
             waiting: Vec::new(),
-            first: process.first.iter().copied().collect(),
-            follows: Vec::new(),
+            expected: [&process.first, &process.then].map(|spans| spans.iter().copied().collect()),
             cursor: 0,
             zeros: (0, 0),
             ahead: (0, 0),
             missing: None,
             mapped: false,
             gone: false,
-            wanted: record.then(Vec::new),
-            known: process.first.iter().map(|span| span.length).sum(),
+            wanted: record.then(Default::default),
+            turn: Turn::First,
+            known: bytes(&process.first),
             counts: Counts::default(),
         }
     }
@@ -201,8 +200,7 @@ impl Memory {
             held: 0,
             // The parent's threads wait for the parent's pages.
             waiting: Vec::new(),
-            first: VecDeque::new(),
-            follows: Vec::new(),
+            expected: Default::default(),
             cursor: 0,
             zeros: (0, 0),
             ahead: (0, 0),
@@ -210,6 +208,7 @@ impl Memory {
             mapped: true,
             gone: false,
             wanted: None,
+            turn: Turn::First,
             known: 0,
             counts: Counts::default(),
         }
@@ -328,7 +327,7 @@ impl Memory {
         self.ahead = (end, batch.length);
         if let Some(wanted) = self.wanted.as_mut().filter(|_| recording) {
             self.known += batch.length;
-            wanted.push(Span { start: batch.start, length: batch.length });
+            wanted[self.turn as usize].push(Span { start: batch.start, length: batch.length });
         }
         let soon = end.min(page + AT_ONCE);
         if self.bring(page, soon)? == Served::Later {
@@ -341,29 +340,24 @@ impl Memory {
         Ok(Served::Well)
     }
 
-    /// Where it waits for what another process is known to want, it is taken to do what that one did, and to want all of that: any of several
-    /// workers may be asked.
-    pub(crate) fn follow(&mut self, others: &[Known]) {
-        for other in others {
-            let is_another = other.pid != self.pid && !self.follows.contains(&other.pid);
-            let wants = |(page, _): &(u64, bool)| other.spans.at(*page).is_some();
-            if is_another && self.waiting.iter().any(wants) {
-                self.follows.push(other.pid);
-                self.first.extend(&other.first);
-            }
+    /// Somebody has been answered: what is wanted from now on is of the next turn.
+    pub(crate) fn answered(&mut self) {
+        if self.turn == Turn::First {
+            self.turn = Turn::Then;
+            self.known += self.expected[Turn::Then as usize].iter().map(|span| span.length).sum::<u64>();
         }
     }
 
-    /// Fills in up to `length` bytes of what is known to be wanted first; none if all of that is there.
-    pub(crate) fn fill_first(&mut self, length: u64) -> Result<Option<Served>, ServeError> {
+    /// Fills in up to `length` bytes of what is known to be wanted in a turn; none if all of that is there.
+    pub(crate) fn fill_expected(&mut self, turn: Turn, length: u64) -> Result<Option<Served>, ServeError> {
         let mut left = length;
-        while let Some(span) = self.first.front().copied() {
+        while let Some(span) = self.expected[turn as usize].front().copied() {
             if left == 0 {
                 return Ok(Some(Served::Well));
             }
             let end = span.start + span.length;
             let Some(run) = self.pending.from(span.start).filter(|run| run.start < end) else {
-                self.first.pop_front();
+                self.expected[turn as usize].pop_front();
                 continue;
             };
             let run = clip(run, run.start, end.min(run.start + left));

@@ -27,7 +27,8 @@ use woodfrog_sys::mapping::Mapping;
 use woodfrog_sys::scm;
 use woodfrog_sys::userfault::Userfault;
 
-use crate::memory::{Counts, Known, Memory, ServeError, Served};
+use crate::answers::Answers;
+use crate::memory::{Counts, Memory, ServeError, Served, Turn};
 use crate::pending::{Pending, clip};
 use crate::standing;
 use crate::wanted::batches;
@@ -90,6 +91,8 @@ pub(crate) struct Ends {
     pub(crate) criu: OwnedFd,
     /// init's socket.
     pub(crate) init: OwnedFd,
+    /// The counters of the pod's network.
+    pub(crate) counters: OwnedFd,
     /// Only if memory is shared.
     pub(crate) sharing: Option<Sharing>,
 }
@@ -115,7 +118,6 @@ pub(crate) struct Pager {
     /// None: the pager ends when all memory is there.
     sharing: Option<Sharing>,
     processes: VecDeque<Memory>,
-    known: Vec<Known>,
     /// How many descriptors init was given.
     held: u64,
     looked: Instant,
@@ -124,6 +126,9 @@ pub(crate) struct Pager {
     wanted: Vec<Wanted>,
     last_fault: Option<Instant>,
     recording: Option<Instant>,
+    counters: Option<OwnedFd>,
+    /// Only while it is recorded what is wanted, and nobody has been answered.
+    answers: Option<Answers>,
     total: u64,
     report: Report,
 }
@@ -132,7 +137,6 @@ impl Pager {
     /// A pager for what is planned, with the page file of each process mapped.
     pub(crate) fn new(plan: Plan, pages: Vec<Mapping>, ends: Ends) -> Self {
         let total = plan.processes.iter().flat_map(|process| &process.runs).map(|run| run.length).sum();
-        let known = plan.processes.iter().map(Known::new).collect();
         Self {
             plan,
             pages: pages.into_iter().map(Rc::new).collect(),
@@ -140,13 +144,14 @@ impl Pager {
             init: ends.init,
             sharing: ends.sharing,
             processes: VecDeque::new(),
-            known,
             held: 0,
             looked: Instant::now(),
             counts: Counts::default(),
             wanted: Vec::new(),
             last_fault: None,
             recording: None,
+            counters: Some(ends.counters),
+            answers: None,
             total,
             report: Report::default(),
         }
@@ -231,7 +236,7 @@ impl Pager {
         for (process, pages) in self.plan.processes.iter().zip(&self.pages) {
             let mut all = Pending::default();
             process.runs.iter().for_each(|run| all.insert(*run));
-            for span in &process.first {
+            for span in process.first.iter().chain(&process.then) {
                 let end = span.start + span.length;
                 let mut at = span.start;
                 while let Some(run) = all.from(at).filter(|run| run.start < end) {
@@ -314,7 +319,10 @@ impl Pager {
     fn release(&mut self) -> Result<(), PagerError> {
         self.criu = Criu::Finished { at: Instant::now() };
         self.report.released_us = monotonic_us();
-        self.recording = self.plan.record.then(Instant::now);
+        if self.plan.record {
+            self.recording = Some(Instant::now());
+            self.answers = self.counters.take().map(Answers::begin);
+        }
         self.processes.iter_mut().for_each(|memory| memory.mapped = true);
         // It may have died before it could say so.
         self.share()
@@ -342,7 +350,7 @@ impl Pager {
             memory.mapped = true;
             memory.register()?;
             memory.unregister();
-            while memory.fill_first(PIECE)? == Some(Served::Well) {}
+            while memory.fill_expected(Turn::First, PIECE)? == Some(Served::Well) {}
         }
         // An agent that has died needs no answer. The socket stays open, for its word may be unread.
         match rustix::net::send(&sharing.agent, READY, SendFlags::NOSIGNAL) {
@@ -393,6 +401,10 @@ impl Pager {
         let mut later = Served::Well;
         let mut asked = None;
         let mut index = 0;
+        if self.answers.as_mut().is_some_and(Answers::seen) {
+            self.answers = None;
+            self.processes.iter_mut().for_each(Memory::answered);
+        }
         while index < self.processes.len() {
             let memory = &mut self.processes[index];
             let faults = memory.counts.faults;
@@ -400,7 +412,6 @@ impl Pager {
             if memory.counts.faults > faults {
                 self.last_fault = Some(Instant::now());
                 if matches!(self.criu, Criu::Finished { .. }) {
-                    memory.follow(&self.known);
                     asked = Some(index);
                 }
             }
@@ -431,17 +442,24 @@ impl Pager {
         let busy = self.last_fault.is_some_and(|fault| fault.elapsed() < BUSY);
         let piece = if busy { SMALL_PIECE } else { PIECE };
         let next = |served| Some(if served == Served::Well { Duration::ZERO } else { PAUSE });
-        let mut first = None;
-        // One after the other: of several workers, the first that has what it wants takes the request.
-        for index in 0..self.processes.len() {
-            first = self.processes[index].fill_first(piece)?.or(first);
-            if first == Some(Served::Well) {
-                return Ok(next(Served::Well));
+        let mut expected = None;
+        for turn in Turn::ALL {
+            // It is recorded whether that is wanted earlier.
+            let finished = matches!(self.criu, Criu::Finished { .. });
+            if turn == Turn::Then && self.plan.record && !(finished && self.recording().is_zero()) {
+                break;
+            }
+            // One after the other: of several workers, the first that has what it wants takes the request.
+            for memory in &mut self.processes {
+                expected = memory.fill_expected(turn, piece)?.or(expected);
+                if expected == Some(Served::Well) {
+                    return Ok(next(Served::Well));
+                }
             }
         }
         // While CRIU is at work, everything else would only be in its way.
-        let Criu::Finished { at } = self.criu else { return Ok(first.and_then(next)) };
-        if let Some(served) = first {
+        let Criu::Finished { at } = self.criu else { return Ok(expected.and_then(next)) };
+        if let Some(served) = expected {
             return Ok(next(served));
         }
         let rest = HEAD_START.saturating_sub(at.elapsed()).max(self.recording());
@@ -470,8 +488,9 @@ impl Pager {
 
     fn note_wanted(&mut self) {
         for memory in &mut self.processes {
-            if let Some(spans) = memory.wanted.take() {
-                self.wanted.push(Wanted { pid: memory.pid, spans: batches(&spans), written: Vec::new() });
+            if let Some(wanted) = memory.wanted.take() {
+                let [first, then] = wanted.map(|spans| batches(&spans));
+                self.wanted.push(Wanted { pid: memory.pid, first, then, written: Vec::new() });
             }
         }
     }

@@ -6,15 +6,28 @@ use woodfrog_protocol::pager::Span;
 
 use crate::memory::PAGE;
 
+/// How many bytes of faults are put in order together: what comes after them was wanted later.
+const WAVE: u64 = 1 << 20;
 /// Within this much memory the order of addresses counts, beyond it that of the faults.
 const NEIGHBOURHOOD: u64 = 2 << 20;
 /// A gap this small is brought with what is around it: another call costs as much.
 const GAP: u64 = 3 * PAGE;
 
-/// The spans in few pieces: one neighbourhood after the other, in the order in which they were first asked for.
+/// The spans in few pieces, one wave after the other.
 pub(crate) fn batches(spans: &[Span]) -> Vec<Span> {
+    let mut bytes = 0;
+    let mut wave_of = |span: &Span| {
+        bytes += span.length;
+        (bytes - span.length) / WAVE
+    };
+    let waves: Vec<_> = spans.iter().map(|span| (wave_of(span), *span)).collect();
+    waves.chunk_by(|(one, _), (other, _)| one == other).flat_map(of_wave).collect()
+}
+
+/// One neighbourhood after the other, in the order in which they were first asked for.
+fn of_wave(spans: &[(u64, Span)]) -> Vec<Span> {
     let mut neighbourhoods: BTreeMap<u64, (usize, Vec<Span>)> = BTreeMap::new();
-    for (order, span) in spans.iter().enumerate() {
+    for (order, (_, span)) in spans.iter().enumerate() {
         let (_, members) =
             neighbourhoods.entry(span.start / NEIGHBOURHOOD).or_insert_with(|| (order, Vec::new()));
         members.push(*span);

@@ -74,6 +74,7 @@ impl Paging {
             length: 2 * half,
             runs,
             first,
+            then: Vec::new(),
             shared: if shared { vec![Span { start: BASE, length: 2 * half }] } else { Vec::new() },
             anonymous: Vec::new(),
         };
@@ -90,7 +91,10 @@ impl Paging {
         let stderr = std::io::stderr();
         let mut program = Program::new(binary.as_fd(), [null.as_fd(), said.as_fd(), stderr.as_fd()]);
         program.argument(c"woodfrog-pager".to_owned());
-        for given in [file.as_fd(), listener.as_fd(), theirs.as_fd(), pages.as_fd()] {
+        let counters = dir.path().join("netstat");
+        fs::write(&counters, netstat(1)).unwrap();
+        let counters = File::open(counters).unwrap();
+        for given in [file.as_fd(), listener.as_fd(), theirs.as_fd(), pages.as_fd(), counters.as_fd()] {
             program.descriptor(given);
         }
         let (agent, its) = sockets();
@@ -162,6 +166,11 @@ impl Paging {
         assert_eq!(self.pager.wait().unwrap().exit_status(), Some(0));
         Report::decode(&*bytes).unwrap()
     }
+}
+
+/// Counters of a network in which so many segments with data were sent.
+fn netstat(sent: u64) -> String {
+    format!("TcpExt: SyncookiesSent TCPOrigDataSent\nTcpExt: 0 {sent}\n")
 }
 
 fn listen(path: &Path) -> OwnedFd {
@@ -412,8 +421,31 @@ fn what_is_wanted_first_is_told_in_that_order() {
     drop(paging.told());
     let report = paging.report();
     assert_eq!(report.wanted.len(), 1);
-    let starts: Vec<_> = report.wanted[0].spans.iter().map(|span| span.start).collect();
+    let starts: Vec<_> = report.wanted[0].first.iter().map(|span| span.start).collect();
     assert!(starts.is_sorted() && starts.first() == Some(&BASE), "{starts:x?}");
+    assert!(process.wait().unwrap().success());
+}
+
+#[test]
+fn what_is_wanted_after_an_answer_is_told_apart() {
+    if !is_possible() {
+        return;
+    }
+    let mut paging = Paging::start(Vec::new(), true);
+    let mut process = paging.torture(1, 0, &["hold"]);
+    let mut said = process.stdout.take().unwrap();
+    // It stops in the middle, until what it says is read.
+    rustix::pipe::fcntl_setpipe_size(&said, PAGE as usize).unwrap();
+    let mut line = [0; 2];
+    said.read_exact(&mut line).unwrap();
+    assert_eq!(&line, b"0\n");
+    fs::write(paging.dir.path().join("netstat"), netstat(2)).unwrap();
+    assert_eq!(BufReader::new(said).lines().last().unwrap().unwrap(), "all");
+    drop(paging.told());
+    let wanted = paging.report().wanted.remove(0);
+    let starts = |spans: &[Span]| spans.iter().map(|span| span.start).collect::<Vec<_>>();
+    let (first, then) = (starts(&wanted.first), starts(&wanted.then));
+    assert!(first.first() == Some(&BASE) && first.last() < then.first(), "{first:x?} {then:x?}");
     assert!(process.wait().unwrap().success());
 }
 

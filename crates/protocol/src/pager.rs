@@ -49,13 +49,15 @@ pub enum Descriptor {
     Init = 5,
     /// The directory of the page files.
     Pages = 6,
+    /// The counters of the pod's network (`net/netstat`), if it is recorded what is wanted: they tell when somebody has been answered. Otherwise nothing to read.
+    Counters = 7,
     /// Only if memory is shared: a SEQPACKET socket whose other end the agent has. It says when everything is mapped ([`RESTORED`]), and is told when
     /// no thread can miss the pager any more ([`READY`]).
-    Agent = 7,
+    Agent = 8,
     /// Only if memory is shared: a listening SEQPACKET socket. Whoever connects is sent a file with the [`Standing`] of all processes.
-    Standing = 8,
+    Standing = 9,
     /// Only if memory is shared: the image's directory in the page store, which is locked as long as it is open.
-    Store = 9,
+    Store = 10,
 }
 
 /// The message with which the agent tells the pager that CRIU has mapped everything, and that no thread runs before [`READY`].
@@ -96,9 +98,12 @@ pub struct Process {
     /// What is brought in later, by address.
     #[prost(message, repeated, tag = "4")]
     pub runs: Vec<Run>,
-    /// What is known to be wanted first, in the order in which it is.
+    /// What is known to be wanted until the first answer, in the order in which it is.
     #[prost(message, repeated, tag = "5")]
     pub first: Vec<Span>,
+    /// What is known to be wanted after that, likewise.
+    #[prost(message, repeated, tag = "8")]
+    pub then: Vec<Span>,
     /// Mappings of the process's file in the page store.
     #[prost(message, repeated, tag = "6")]
     pub shared: Vec<Span>,
@@ -184,9 +189,12 @@ pub struct Wanted {
     /// PID inside the container.
     #[prost(int32, tag = "1")]
     pub pid: i32,
-    /// In the order of the faults.
+    /// Until somebody was answered, in the order of the faults.
     #[prost(message, repeated, tag = "2")]
-    pub spans: Vec<Span>,
+    pub first: Vec<Span>,
+    /// After that, likewise.
+    #[prost(message, repeated, tag = "4")]
+    pub then: Vec<Span>,
     /// Pages among these that it wrote to, where memory was shared.
     #[prost(message, repeated, tag = "3")]
     pub written: Vec<Span>,

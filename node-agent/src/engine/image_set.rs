@@ -8,6 +8,8 @@ use woodfrog_criu::images::{Checkpoint, PAGE_SIZE};
 use woodfrog_image::{MAX_SPANS, ProcessSet, RecordedSet};
 use woodfrog_protocol::pager::{Span, Wanted, WorkingSet};
 
+use super::working_sets;
+
 /// Why a set is not used.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ImageSetError {
@@ -48,17 +50,18 @@ pub(super) fn check(
         let task = images.tasks.iter().find(|task| task.pid() == pid);
         let body = task.and_then(|task| task.body.as_ref()).filter(|_| seen.insert(pid));
         let body = body.ok_or(ImageSetError::Process(pid))?;
-        let spans = within(&process, &body.mm.vmas)?;
-        Ok(Wanted { pid: pid.cast_signed(), spans, written: Vec::new() })
+        let within = |spans| within(pid, spans, &body.mm.vmas);
+        let (first, then) = (within(&process.spans)?, within(&process.later)?);
+        Ok(Wanted { pid: pid.cast_signed(), first, then, written: Vec::new() })
     };
     set.processes.into_iter().map(of_process).collect()
 }
 
-/// The parts of its spans that lie in mappings (ascending): a span also covers small gaps between what was wanted.
-fn within(process: &ProcessSet, mappings: &[Vma]) -> Result<Vec<Span>, ImageSetError> {
+/// The parts of a process's spans that lie in mappings (ascending): a span also covers small gaps between what was wanted.
+fn within(pid: u32, spans: &[(u64, u64)], mappings: &[Vma]) -> Result<Vec<Span>, ImageSetError> {
     let all: u64 = mappings.iter().map(|mapping| mapping.end.saturating_sub(mapping.start)).sum();
     let (mut parts, mut bytes) = (Vec::new(), 0_u64);
-    for &(start, length) in &process.spans {
+    for &(start, length) in spans {
         let is_pages = start % PAGE_SIZE == 0 && length % PAGE_SIZE == 0 && length > 0;
         let end = start.checked_add(length).filter(|_| is_pages);
         let end = end.ok_or(ImageSetError::Span { start, length })?;
@@ -69,7 +72,7 @@ fn within(process: &ProcessSet, mappings: &[Vma]) -> Result<Vec<Span>, ImageSetE
             parts.push(Span { start: from, length: to - from });
             // The same neighbour may be in two spans, but not everything again and again.
             if bytes / 2 > all || parts.len() > 2 * MAX_SPANS {
-                return Err(ImageSetError::TooMuch(process.pid));
+                return Err(ImageSetError::TooMuch(pid));
             }
         }
     }
@@ -82,25 +85,18 @@ pub(super) fn with_own(told: &[Wanted], own: WorkingSet) -> WorkingSet {
         return own;
     }
     let mut all = WorkingSet { processes: told.to_vec(), runs: own.runs + 1 };
-    for more in own.processes {
-        match all.processes.iter_mut().find(|known| known.pid == more.pid) {
-            Some(known) => {
-                known.spans.extend(more.spans);
-                known.written.extend(more.written);
-            }
-            None => all.processes.push(more),
-        }
-    }
+    working_sets::merge(&mut all.processes, own.processes);
     all
 }
 
 /// What a thaw has shown, as an image says it, and how many bytes that is.
 pub(super) fn recorded(shown: WorkingSet) -> (Vec<ProcessSet>, u64) {
-    let spans = shown.processes.iter().flat_map(|process| &process.spans);
-    let bytes = spans.map(|span| span.length).sum();
-    let processes = shown.processes.into_iter().filter_map(|process| {
-        let spans = process.spans.iter().map(|span| (span.start, span.length)).collect();
-        Some(ProcessSet { pid: process.pid.try_into().ok()?, spans })
+    let first = shown.processes.iter().flat_map(|process| &process.first);
+    let bytes = first.map(|span| span.length).sum();
+    let said = |spans: &[Span]| spans.iter().map(|span| (span.start, span.length)).collect();
+    let processes = shown.processes.iter().filter_map(|process| {
+        let (spans, later) = (said(&process.first), said(&process.then));
+        Some(ProcessSet { pid: process.pid.try_into().ok()?, spans, later })
     });
     (processes.collect(), bytes)
 }
@@ -117,8 +113,7 @@ mod tests {
     }
 
     fn parts(spans: &[(u64, u64)]) -> Result<Vec<(u64, u64)>, ImageSetError> {
-        let process = ProcessSet { pid: 300, spans: spans.to_vec() };
-        let parts = within(&process, &mappings())?;
+        let parts = within(300, spans, &mappings())?;
         Ok(parts.iter().map(|part| (part.start / PAGE, part.length / PAGE)).collect())
     }
 
@@ -147,11 +142,11 @@ mod tests {
     #[test]
     fn this_node_s_thaws_add_what_the_image_does_not_say() {
         let wanted =
-            |pid, start| Wanted { pid, spans: vec![Span { start, length: PAGE }], written: Vec::new() };
+            |pid, start| Wanted { pid, first: vec![Span { start, length: PAGE }], ..Wanted::default() };
         let own = WorkingSet { processes: vec![wanted(300, 2 * PAGE), wanted(301, 0)], runs: 1 };
         let all = with_own(&[wanted(300, PAGE)], own.clone());
-        assert_eq!((all.runs, all.processes[0].spans.len(), all.processes[1].pid), (2, 2, 301));
-        assert_eq!(all.processes[0].spans[0].start, PAGE, "what the image says comes first");
+        assert_eq!((all.runs, all.processes[0].first.len(), all.processes[1].pid), (2, 2, 301));
+        assert_eq!(all.processes[0].first[0].start, PAGE, "what the image says comes first");
         assert_eq!(with_own(&[], own.clone()), own);
     }
 }

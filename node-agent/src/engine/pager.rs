@@ -7,6 +7,7 @@
 //!
 //! See [`woodfrog_protocol::pager`] for who tells whom what, and `crates/pager` for how it serves.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -31,7 +32,8 @@ use woodfrog_sys::{scheduler, userfault};
 use super::page_store::Stored;
 use super::preparation::Image;
 use super::thaw::{ThawError, failed};
-use super::{cgroups, standing, working_sets, written};
+use super::written::{self, without};
+use super::{cgroups, standing, working_sets};
 
 /// Where CRIU looks for it, in its work directory.
 const SOCKET: &str = "lazy-pages.socket";
@@ -155,7 +157,7 @@ struct Running {
 }
 
 impl Pager {
-    /// Starts a pager in a place with the container's cgroups.
+    /// Starts a pager in a place with the cgroups of the container whose PID 1 is process `init`.
     ///
     /// # Errors
     /// The process cannot be started.
@@ -163,9 +165,12 @@ impl Pager {
         program: Arc<PagerProgram>,
         place: Waiting,
         image: Arc<Image>,
+        init: i32,
     ) -> Result<Option<Self>, ThawError> {
-        let start =
-            move || image.planned.as_ref().map(|planned| start(&program, place, planned, &image)).transpose();
+        let start = move || {
+            let planned = image.planned.as_ref();
+            planned.map(|planned| start(&program, place, planned, &image, init)).transpose()
+        };
         spawn_blocking(start).await?.map_err(failed("start the pager"))
     }
 
@@ -254,7 +259,13 @@ fn ended(source: io::Error) -> ThawError {
     failed("share memory: the pager has ended")(source)
 }
 
-fn start(program: &PagerProgram, place: Waiting, planned: &Planned, image: &Image) -> io::Result<Pager> {
+fn start(
+    program: &PagerProgram,
+    place: Waiting,
+    planned: &Planned,
+    image: &Image,
+    init: i32,
+) -> io::Result<Pager> {
     let Planned { plan, listener } = planned;
     let (pages, sharing) = (image.prepared.directory(), image.sharing.as_ref());
     let pair =
@@ -266,10 +277,13 @@ fn start(program: &PagerProgram, place: Waiting, planned: &Planned, image: &Imag
     let (report, said) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
     let (errors, complained) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    // Without it all that is recorded counts as wanted first.
+    let counters = plan.record.then(|| File::open(format!("/proc/{init}/net/netstat")).ok()).flatten();
+    let counters = counters.as_ref().map_or(null.as_fd(), AsFd::as_fd);
     let mut program = Program::new(program.0.as_fd(), [null.as_fd(), said.as_fd(), complained.as_fd()]);
     program.argument(c"woodfrog-pager".to_owned());
     // In the order of `woodfrog_protocol::pager::Descriptor`.
-    for given in [file.as_fd(), listener.as_fd(), theirs.as_fd(), pages] {
+    for given in [file.as_fd(), listener.as_fd(), theirs.as_fd(), pages, counters] {
         program.descriptor(given);
     }
     let (agent, its) = pair()?;
@@ -297,13 +311,16 @@ fn start(program: &PagerProgram, place: Waiting, planned: &Planned, image: &Imag
 /// asked for.
 pub(super) fn plan(images: &Checkpoint, wanted: WorkingSet, share: bool) -> Plan {
     let mut plan = Plan { processes: Vec::new(), record: wanted.runs < working_sets::RUNS };
+    let parents =
+        images.tasks.iter().filter_map(|task| Some((i32::try_from(task.pid()).ok()?, task.entry.ppid)));
+    let of_siblings = of_siblings(&wanted, &parents.collect());
     for task in &images.tasks {
         let Some(body) = &task.body else { continue };
         let Ok(pid) = i32::try_from(task.pid()) else { continue };
         let known = wanted.processes.iter().find(|wanted| wanted.pid == pid).cloned().unwrap_or_default();
         let shared: Vec<Span> = if share { body.sharable().map(span).collect() } else { Vec::new() };
         // What is written is its own then. To copy it costs less than to map it and have the kernel copy it.
-        let mapped = written::without(&shared, &known.written);
+        let mapped = without(&shared, &known.written);
         let mut offset = 0;
         let mut runs = Vec::new();
         for run in &body.pages.runs {
@@ -313,6 +330,7 @@ pub(super) fn plan(images: &Checkpoint, wanted: WorkingSet, share: bool) -> Plan
             }
             offset += length;
         }
+        let siblings = of_siblings.get(&task.entry.ppid).map_or(&[][..], Vec::as_slice);
         let is_anonymous = |vma: &&Vma| vma.status & status::ANON_PRIVATE != 0;
         let anonymous = body.mm.vmas.iter().filter(is_anonymous).map(span);
         let anonymous = anonymous.filter(|span| share && !shared.contains(span)).collect();
@@ -322,7 +340,8 @@ pub(super) fn plan(images: &Checkpoint, wanted: WorkingSet, share: bool) -> Plan
             file,
             length: offset,
             runs,
-            first: known.spans,
+            first: [&known.first[..], &without(siblings, &known.first)].concat(),
+            then: known.then,
             shared,
             anonymous,
         });
@@ -331,6 +350,21 @@ pub(super) fn plan(images: &Checkpoint, wanted: WorkingSet, share: bool) -> Plan
         plan.processes.clear();
     }
     plan
+}
+
+/// What the children of each process are known to want until the first answer, all of them together (ascending): any of several workers may be asked.
+fn of_siblings(wanted: &WorkingSet, parents: &HashMap<i32, u32>) -> HashMap<u32, Vec<Span>> {
+    let mut all: HashMap<u32, Vec<Span>> = HashMap::new();
+    for process in &wanted.processes {
+        if let Some(parent) = parents.get(&process.pid) {
+            all.entry(*parent).or_default().extend(&process.first);
+        }
+    }
+    for spans in all.values_mut() {
+        spans.sort_by_key(|span| span.start);
+        *spans = written::merged(spans.iter().copied());
+    }
+    all
 }
 
 fn span(vma: &Vma) -> Span {

@@ -94,10 +94,10 @@ impl Preparation {
             let place = async {
                 let Taken { init, seat, pager } = taken.await?;
                 let _ = give.send((init, seat));
-                Ok(pager)
+                Ok((init, pager))
             };
-            let (image, place) = tokio::try_join!(image, place)?;
-            start_pager(&engine, &image, place).await
+            let (image, (init, place)) = tokio::try_join!(image, place)?;
+            start_pager(&engine, &image, init, place).await
         });
         let pager = AbortOnDropHandle::new(pager);
         Self { image: image_told, seat: seat_given, pager, init: None, saved: false }
@@ -132,7 +132,7 @@ impl Preparation {
             Ok(_) => {
                 let Taken { seat, pager, .. } = take(engine, init).await?;
                 let (engine, image) = (engine.clone(), image.clone());
-                let pager = tokio::spawn(async move { start_pager(&engine, &image, pager).await });
+                let pager = tokio::spawn(async move { start_pager(&engine, &image, init, pager).await });
                 self.pager = AbortOnDropHandle::new(pager);
                 Ok(seat)
             }
@@ -164,8 +164,8 @@ impl Image {
         prepared: Arc<Prepared>,
     ) -> Result<Self, ThawError> {
         if !prepared.wanted.is_empty() {
-            let spans = prepared.wanted.iter().flat_map(|process| &process.spans);
-            let bytes: u64 = spans.map(|span| span.length).sum();
+            let first = prepared.wanted.iter().flat_map(|process| &process.first);
+            let bytes: u64 = first.map(|span| span.length).sum();
             container.note(format!("its image says that {:.1} MB are wanted first", bytes as f64 / 1e6));
         }
         let sharing = sharing(engine, container, &prepared).await?;
@@ -290,11 +290,12 @@ async fn take(engine: &Engine, init: i32) -> Result<Taken, ThawError> {
 async fn start_pager(
     engine: &Engine,
     image: &Arc<Image>,
+    init: i32,
     place: Option<JoinHandle<Result<Waiting, SpawnError>>>,
 ) -> Result<Option<Pager>, ThawError> {
     let (Some(program), Some(place)) = (&engine.pager, place) else { return Ok(None) };
     let place = place.await?.map_err(|e| failed("enter the container's cgroups")(io::Error::other(e)))?;
-    Pager::start(program.clone(), place, image.clone()).await
+    Pager::start(program.clone(), place, image.clone(), init).await
 }
 
 fn open_pidfd(pid: i32) -> Result<OwnedFd, ThawError> {

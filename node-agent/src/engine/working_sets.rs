@@ -11,6 +11,8 @@ use std::time::SystemTime;
 use prost::Message;
 use woodfrog_protocol::pager::{Wanted, WorkingSet};
 
+use super::written::without;
+
 /// The most that is read of one.
 const MAX_BYTES: u64 = 16 << 20;
 /// How many thaws a set is recorded in: each may be asked for something else.
@@ -47,16 +49,7 @@ impl WorkingSets {
         let Some(path) = self.path(digest) else { return Ok(()) };
         let mut set = self.get(digest);
         set.runs += 1;
-        for more in wanted {
-            match set.processes.iter_mut().find(|known| known.pid == more.pid) {
-                // It was not asked for what it was given before.
-                Some(known) => {
-                    known.spans.extend(more.spans);
-                    known.written.extend(more.written);
-                }
-                None => set.processes.push(more),
-            }
-        }
+        merge(&mut set.processes, wanted);
         let file = tempfile::NamedTempFile::new_in(&self.dir)?;
         fs::write(file.path(), set.encode_to_vec())?;
         file.persist(path).map_err(|e| e.error)?;
@@ -90,6 +83,20 @@ impl WorkingSets {
     }
 }
 
+/// Adds to what is known of processes what has been found out later.
+pub(super) fn merge(known: &mut Vec<Wanted>, found: Vec<Wanted>) {
+    for more in found {
+        match known.iter_mut().find(|known| known.pid == more.pid) {
+            Some(known) => {
+                known.first.extend(without(&more.first, &known.first));
+                known.then.extend(without(&more.then, &known.then));
+                known.written.extend(more.written);
+            }
+            None => known.push(more),
+        }
+    }
+}
+
 fn read(path: &Path) -> Option<WorkingSet> {
     let mut bytes = Vec::new();
     let file = File::open(path).ok()?;
@@ -115,12 +122,12 @@ mod tests {
         let sets = WorkingSets::open(dir.path().join("sets")).unwrap();
         assert_eq!(sets.get(&digest(1)), WorkingSet::default());
         let wanted =
-            |pid, start| Wanted { pid, spans: vec![Span { start, length: 8192 }], written: Vec::new() };
+            |pid, start| Wanted { pid, first: vec![Span { start, length: 8192 }], ..Wanted::default() };
         sets.add(&digest(1), vec![wanted(300, 4096)]).unwrap();
         sets.add(&digest(1), vec![wanted(300, 65536), wanted(301, 4096)]).unwrap();
         let WorkingSet { processes, runs } = sets.get(&digest(1));
-        assert_eq!((runs, processes[0].spans.len()), (2, 2));
-        assert_eq!((processes[0].spans[1].start, processes[1].pid), (65536, 301));
+        assert_eq!((runs, processes[0].first.len()), (2, 2));
+        assert_eq!((processes[0].first[1].start, processes[1].pid), (65536, 301));
         assert_eq!(sets.get(&digest(2)), WorkingSet::default());
         assert_eq!((sets.take(&digest(1)).runs, sets.get(&digest(1)).runs), (2, 0));
     }

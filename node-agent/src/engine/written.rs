@@ -19,10 +19,14 @@ pub(super) fn note(init: i32, application: i32, before: &[Wanted], wanted: &mut 
         let Ok(process) = Process::new(pid) else { continue };
         let inside = process.status().ok().and_then(|status| status.nspid?.last().copied());
         let Some(one) = wanted.iter_mut().find(|wanted| Some(wanted.pid) == inside) else { continue };
-        let known = before.iter().filter(|known| known.pid == one.pid).flat_map(|known| &known.spans);
-        one.written = own(&process, known.chain(&one.spans)).unwrap_or_default();
+        let known = before.iter().filter(|known| known.pid == one.pid).flat_map(spans);
+        one.written = own(&process, known.chain(spans(one))).unwrap_or_default();
     }
     Ok(())
+}
+
+fn spans(wanted: &Wanted) -> impl Iterator<Item = &Span> {
+    wanted.first.iter().chain(&wanted.then)
 }
 
 /// The pages among these that are the process's own, in as few spans as can be.
@@ -42,7 +46,7 @@ fn own<'a>(process: &Process, spans: impl Iterator<Item = &'a Span>) -> ProcResu
 }
 
 /// Ascending spans without gaps or overlaps, from spans that ascend by start.
-fn merged(spans: impl Iterator<Item = Span>) -> Vec<Span> {
+pub(super) fn merged(spans: impl Iterator<Item = Span>) -> Vec<Span> {
     let mut merged: Vec<Span> = Vec::new();
     for span in spans {
         match merged.last_mut() {
@@ -55,16 +59,16 @@ fn merged(spans: impl Iterator<Item = Span>) -> Vec<Span> {
     merged
 }
 
-/// What is left of mappings (ascending) without what is known to be written.
-pub(super) fn without(mappings: &[Span], written: &[Span]) -> Vec<Span> {
-    let mut written = written.to_vec();
-    written.sort_by_key(|span| span.start);
-    let written = merged(written.into_iter());
+/// What is left of spans without the others, in their order.
+pub(super) fn without(spans: &[Span], others: &[Span]) -> Vec<Span> {
+    let mut others = others.to_vec();
+    others.sort_by_key(|span| span.start);
+    let others = merged(others.into_iter());
     let mut left = Vec::new();
-    for mapping in mappings {
-        let (mut at, end) = (mapping.start, mapping.start + mapping.length);
-        let first = written.partition_point(|span| span.start + span.length <= at);
-        for span in written[first..].iter().take_while(|span| span.start < end) {
+    for of in spans {
+        let (mut at, end) = (of.start, of.start + of.length);
+        let first = others.partition_point(|span| span.start + span.length <= at);
+        for span in others[first..].iter().take_while(|span| span.start < end) {
             if at < span.start {
                 left.push(Span { start: at, length: span.start - at });
             }
