@@ -78,7 +78,8 @@ fn node_a_pod_that_has_slept_through_an_upgrade_of_criu_wakes() {
         let image = world.counted_to_three().await?;
         let pod = world.from_image(dormant("pod", &image, None)).await?;
         // The node has a new cache of kernel features, and the container one that is of no use to the new CRIU.
-        let renew = "cp -p /run/criu.kdat /run/new && printf old > /run/criu.kdat && mv /run/new /run/criu.kdat";
+        let renew =
+            "cp -p /run/criu.kdat /run/new && printf old > /run/criu.kdat && mv /run/new /run/criu.kdat";
         world.node.run("sh", &["-c", renew])?;
         ensure!(pod.get("/count")? == "4");
         let ps = world.ps(&pod)?;

@@ -43,7 +43,7 @@ impl OneCpu {
                 && sched_setaffinity(Some(thread), on).is_ok()
         };
         let pager = pager.filter(|pager| keep(*pager, &others));
-        let mut threads = threads(tree([children(init), vec![criu]].concat()));
+        let mut threads = threads(restored(init, criu));
         threads.retain(|thread| keep(*thread, &only));
         threads.extend(pager);
         Some(Self { threads, allowed, note })
@@ -87,6 +87,11 @@ fn release(threads: &[Pid], allowed: &CpuSet) {
 fn last_cpu(pid: i32) -> Option<usize> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(") ")?.1.split_ascii_whitespace().nth(39 - 3)?.parse().ok()
+}
+
+/// Process `criu`, and what it has restored in the container of this `init`.
+pub(super) fn restored(init: i32, criu: i32) -> Vec<i32> {
+    tree([children(init), vec![criu]].concat())
 }
 
 /// Processes with all that descend from them.

@@ -331,6 +331,13 @@ pub(super) fn plan(images: &Checkpoint, wanted: WorkingSet, share: bool) -> Plan
             offset += length;
         }
         let siblings = of_siblings.get(&task.entry.ppid).map_or(&[][..], Vec::as_slice);
+        let siblings = without(siblings, &known.first);
+        let (first, then) = if share {
+            // The threads wait until the first of it is mapped.
+            (known.first, [siblings, known.then].concat())
+        } else {
+            ([known.first, siblings].concat(), known.then)
+        };
         let is_anonymous = |vma: &&Vma| vma.status & status::ANON_PRIVATE != 0;
         let anonymous = body.mm.vmas.iter().filter(is_anonymous).map(span);
         let anonymous = anonymous.filter(|span| share && !shared.contains(span)).collect();
@@ -340,8 +347,8 @@ pub(super) fn plan(images: &Checkpoint, wanted: WorkingSet, share: bool) -> Plan
             file,
             length: offset,
             runs,
-            first: [&known.first[..], &without(siblings, &known.first)].concat(),
-            then: known.then,
+            first,
+            then,
             shared,
             anonymous,
         });

@@ -11,6 +11,7 @@ use rustix::fs::{Mode, OFlags, openat};
 use super::address::Rebind;
 use super::checkpoint::Checkpoint;
 use super::error::ImageError;
+use super::file_pages;
 use super::frame;
 use super::messages::file::{Fdinfo, File};
 use super::messages::memory::{Mm, Pagemap, PagemapHead};
@@ -135,6 +136,13 @@ impl<'a> Rewrite<'a> {
         let merged = unsharing::unshare(task, mm, &body.pages, &files, image);
         self.pagemaps.insert(pid, (PagemapHead { pages_id: body.pages.pages_id }, merged.runs));
         Some((body.pages.file_name(), merged.pieces))
+    }
+
+    /// Has CRIU leave out what [`super::Body::file_pages`] tells of a process, where it leaves lazy pages out.
+    pub fn leave_file_pages(&mut self, pid: u32) {
+        let Some(body) = self.checkpoint.task(pid).and_then(|task| task.body.as_ref()) else { return };
+        let (runs, _) = file_pages::divide(&body.pages.runs, &body.mm.vmas);
+        self.pagemaps.insert(pid, (PagemapHead { pages_id: body.pages.pages_id }, runs));
     }
 
     /// Lets files that are open for appending have another size than when they were dumped: CRIU compares.
