@@ -56,11 +56,8 @@ pub struct RecordedSet {
 pub struct ProcessSet {
     /// Its PID inside the container.
     pub pid: u32,
-    /// First address and length in bytes of what is wanted until the first answer, in the order in which it is.
+    /// First address and length in bytes, in the order in which they are wanted.
     pub spans: Vec<(u64, u64)>,
-    /// The same of what is wanted after that.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub later: Vec<(u64, u64)>,
 }
 
 #[derive(Serialize)]
@@ -86,12 +83,10 @@ impl RecordedSet {
     /// It is too large all the same.
     pub(crate) fn into_json(mut self) -> Result<Vec<u8>, WorkingSetError> {
         let mut left = MAX_SPANS;
-        let mut limit = |spans: &mut Vec<_>| {
-            spans.truncate(left);
-            left -= spans.len();
-        };
-        self.processes.iter_mut().for_each(|process| limit(&mut process.spans));
-        self.processes.iter_mut().for_each(|process| limit(&mut process.later));
+        for process in &mut self.processes {
+            process.spans.truncate(left);
+            left -= process.spans.len();
+        }
         let json = serde_json::to_vec(&Enveloped { magic: SET_MAGIC, version: SET_VERSION, set: &self })?;
         if json.len() as u64 > MAX_SET_BYTES { Err(WorkingSetError::TooLarge) } else { Ok(json) }
     }
@@ -112,8 +107,7 @@ impl RecordedSet {
             return Err(WorkingSetError::Version { magic, version });
         }
         let set: Self = serde_json::from_slice(&json)?;
-        let spans: usize =
-            set.processes.iter().map(|process| process.spans.len() + process.later.len()).sum();
+        let spans: usize = set.processes.iter().map(|process| process.spans.len()).sum();
         if spans > MAX_SPANS { Err(WorkingSetError::TooLarge) } else { Ok(set) }
     }
 }
@@ -124,10 +118,7 @@ mod tests {
 
     fn example() -> RecordedSet {
         let spans = vec![(0x7f00_0000_0000, 8192), (4096, 4096)];
-        RecordedSet {
-            capture: crate::sha256(b"record"),
-            processes: vec![ProcessSet { pid: 300, spans, later: Vec::new() }],
-        }
+        RecordedSet { capture: crate::sha256(b"record"), processes: vec![ProcessSet { pid: 300, spans }] }
     }
 
     #[test]
@@ -155,11 +146,10 @@ mod tests {
     #[test]
     fn what_is_wanted_last_is_left_out_where_there_is_too_much() {
         let spans = |count: u64| (0..count).map(|n| ((1 << 46) + (n << 13), 4096)).collect::<Vec<_>>();
-        let process = |pid, first, later| ProcessSet { pid, spans: spans(first), later: spans(later) };
+        let process = |pid, count| ProcessSet { pid, spans: spans(count) };
         let all = MAX_SPANS as u64;
-        let set =
-            RecordedSet { processes: vec![process(300, all - 2, 9), process(301, 1, all)], ..example() };
+        let set = RecordedSet { processes: vec![process(300, all - 1), process(301, all)], ..example() };
         let read = RecordedSet::read(set.into_json().unwrap().as_slice()).unwrap();
-        assert_eq!(read.processes, [process(300, all - 2, 1), process(301, 1, 0)]);
+        assert_eq!(read.processes, [process(300, all - 1), process(301, 1)]);
     }
 }

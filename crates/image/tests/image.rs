@@ -78,7 +78,7 @@ fn what_is_wanted_first_is_a_last_layer_that_names_its_capture_and_no_base_of_an
     let directory = tempfile::tempdir().unwrap();
     let store = BlobStore::open(directory.path()).unwrap();
     let base = support::Base::new(&store);
-    let wanted = vec![ProcessSet { pid: 300, spans: vec![(4096, 8192)], later: vec![(1 << 20, 4096)] }];
+    let wanted = vec![ProcessSet { pid: 300, spans: vec![(4096, 8192)] }];
     let builder = ImageBuilder::new(&store, base.image(), support::record());
     let image = builder.working_set(wanted.clone()).finish().unwrap();
     let [state, set] = image.new_layers.as_slice() else { panic!("{:?}", image.new_layers) };

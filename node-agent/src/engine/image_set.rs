@@ -50,9 +50,8 @@ pub(super) fn check(
         let task = images.tasks.iter().find(|task| task.pid() == pid);
         let body = task.and_then(|task| task.body.as_ref()).filter(|_| seen.insert(pid));
         let body = body.ok_or(ImageSetError::Process(pid))?;
-        let within = |spans| within(pid, spans, &body.mm.vmas);
-        let (first, then) = (within(&process.spans)?, within(&process.later)?);
-        Ok(Wanted { pid: pid.cast_signed(), first, then, written: Vec::new() })
+        let first = within(pid, &process.spans, &body.mm.vmas)?;
+        Ok(Wanted { pid: pid.cast_signed(), first, ..Wanted::default() })
     };
     set.processes.into_iter().map(of_process).collect()
 }
@@ -89,16 +88,18 @@ pub(super) fn with_own(told: &[Wanted], own: WorkingSet) -> WorkingSet {
     all
 }
 
-/// What a thaw has shown, as an image says it, and how many bytes that is.
+/// What a thaw has shown, as an image says it, and how many bytes that is. The requests that it was shown by come from the pod itself, so that the first of them
+/// counts as an answer already ([`woodfrog_protocol::pager::Descriptor::Counters`]); and all of them stand for what is asked for first.
 pub(super) fn recorded(shown: WorkingSet) -> (Vec<ProcessSet>, u64) {
-    let first = shown.processes.iter().flat_map(|process| &process.first);
-    let bytes = first.map(|span| span.length).sum();
-    let said = |spans: &[Span]| spans.iter().map(|span| (span.start, span.length)).collect();
-    let processes = shown.processes.iter().filter_map(|process| {
-        let (spans, later) = (said(&process.first), said(&process.then));
-        Some(ProcessSet { pid: process.pid.try_into().ok()?, spans, later })
-    });
-    (processes.collect(), bytes)
+    let spans = |process: &Wanted| -> Vec<(u64, u64)> {
+        process.first.iter().chain(&process.then).map(|span| (span.start, span.length)).collect()
+    };
+    let processes = shown.processes.iter();
+    let processes: Vec<_> = processes
+        .filter_map(|process| Some(ProcessSet { pid: process.pid.try_into().ok()?, spans: spans(process) }))
+        .collect();
+    let bytes = processes.iter().flat_map(|process| &process.spans).map(|(_, length)| length).sum();
+    (processes, bytes)
 }
 
 #[cfg(test)]

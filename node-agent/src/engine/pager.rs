@@ -342,16 +342,7 @@ pub(super) fn plan(images: &Checkpoint, wanted: WorkingSet, share: bool) -> Plan
         let anonymous = body.mm.vmas.iter().filter(is_anonymous).map(span);
         let anonymous = anonymous.filter(|span| share && !shared.contains(span)).collect();
         let file = body.pages.file_name();
-        plan.processes.push(Process {
-            pid,
-            file,
-            length: offset,
-            runs,
-            first,
-            then,
-            shared,
-            anonymous,
-        });
+        plan.processes.push(Process { pid, file, length: offset, runs, first, then, shared, anonymous });
     }
     if plan.processes.iter().all(|process| process.runs.is_empty()) {
         plan.processes.clear();
