@@ -15,7 +15,7 @@ use woodfrog_protocol::pager::WorkingSet;
 
 use super::prepared::{PrepareError, Prepared};
 use super::runtime::{Borrowed, RuntimeError};
-use super::{Engine, pager};
+use super::{Engine, page_plan};
 
 /// Page files are read ahead only where they take at most one part in so many of the memory that is available.
 const SHARE: u64 = 4;
@@ -69,7 +69,7 @@ impl Engine {
             let prepared = Prepared::read(&layers, digest, &engine.node)?;
             match (memory.unwrap_or(prepared.record.memory_mode), &engine.page_store) {
                 (MemoryMode::Shared, Some(store)) => {
-                    let processes = pager::plan(&prepared.images, WorkingSet::default(), true).processes;
+                    let processes = page_plan::plan(&prepared.images, WorkingSet::default(), true).processes;
                     let stored = store.fill_ahead(&prepared, &processes, &wanted)?;
                     Ok(if stored { Ahead::Stored } else { Ahead::NoRoom })
                 }

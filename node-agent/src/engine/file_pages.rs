@@ -17,8 +17,9 @@ use super::link::innermost_pid;
 use super::one_cpu;
 use super::prepared::Prepared;
 
-/// A process with less has CRIU read them.
+/// Of a process with less, or more, CRIU reads them.
 const LEAST: u64 = 1 << 20;
+const MOST: u64 = 256 << 20;
 /// What is written at once.
 const PIECE: u64 = 256 << 10;
 /// More threads would hinder each other: they write to one address space.
@@ -34,7 +35,7 @@ impl Plan {
         let all = images.tasks.iter().filter_map(|task| {
             let pages = task.body.as_ref()?.file_pages();
             let bytes: u64 = pages.iter().map(|pages| pages.length).sum();
-            (bytes >= LEAST).then_some((task.pid(), pages))
+            (LEAST..=MOST).contains(&bytes).then_some((task.pid(), pages))
         });
         Self(all.collect())
     }

@@ -7,7 +7,6 @@
 //!
 //! See [`woodfrog_protocol::pager`] for who tells whom what, and `crates/pager` for how it serves.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -23,17 +22,15 @@ use rustix::process::Pid;
 use rustix::thread::CapabilitySet;
 use tokio::task::spawn_blocking;
 use tracing::warn;
-use woodfrog_criu::images::messages::memory::{Pagemap, Vma, status};
-use woodfrog_criu::images::{Checkpoint, PAGE_SIZE};
-use woodfrog_protocol::pager::{Plan, Process, RESTORED, Report, Run, Span, WorkingSet};
+use woodfrog_criu::images::Checkpoint;
+use woodfrog_protocol::pager::{Plan, RESTORED, Report, WorkingSet};
 use woodfrog_sys::process::{Child, Place, Program, Waiting};
 use woodfrog_sys::{scheduler, userfault};
 
 use super::page_store::Stored;
 use super::preparation::Image;
 use super::thaw::{ThawError, failed};
-use super::written::{self, without};
-use super::{cgroups, standing, working_sets};
+use super::{cgroups, page_plan, standing};
 
 /// Where CRIU looks for it, in its work directory.
 const SOCKET: &str = "lazy-pages.socket";
@@ -132,7 +129,7 @@ impl Planned {
         share: bool,
         work: &Path,
     ) -> io::Result<Option<Self>> {
-        let plan = plan(images, wanted, share);
+        let plan = page_plan::plan(images, wanted, share);
         if plan.processes.is_empty() {
             return Ok(None);
         }
@@ -305,88 +302,6 @@ fn start(
         let _ = scheduler::set_idle(pid, true);
     }
     Ok(pager)
-}
-
-/// What of each process's memory CRIU leaves to a page server: the runs that the dump marked as such. What can be shared is, if that is
-/// asked for.
-pub(super) fn plan(images: &Checkpoint, wanted: WorkingSet, share: bool) -> Plan {
-    let mut plan = Plan { processes: Vec::new(), record: wanted.runs < working_sets::RUNS };
-    let parents =
-        images.tasks.iter().filter_map(|task| Some((i32::try_from(task.pid()).ok()?, task.entry.ppid)));
-    let of_siblings = of_siblings(&wanted, &parents.collect());
-    for task in &images.tasks {
-        let Some(body) = &task.body else { continue };
-        let Ok(pid) = i32::try_from(task.pid()) else { continue };
-        let known = wanted.processes.iter().find(|wanted| wanted.pid == pid).cloned().unwrap_or_default();
-        let shared: Vec<Span> = if share { body.sharable().map(span).collect() } else { Vec::new() };
-        // What is written is its own then. To copy it costs less than to map it and have the kernel copy it.
-        let mapped = without(&shared, &known.written);
-        let mut offset = 0;
-        let mut runs = Vec::new();
-        for run in &body.pages.runs {
-            let length = run.pages() * PAGE_SIZE;
-            if run.flags.unwrap_or(0) & Pagemap::LAZY != 0 {
-                divide(Run { start: run.vaddr, length, offset, shared: false }, &mapped, &mut runs);
-            }
-            offset += length;
-        }
-        let siblings = of_siblings.get(&task.entry.ppid).map_or(&[][..], Vec::as_slice);
-        let siblings = without(siblings, &known.first);
-        let (first, then) = if share {
-            // The threads wait until the first of it is mapped.
-            (known.first, [siblings, known.then].concat())
-        } else {
-            ([known.first, siblings].concat(), known.then)
-        };
-        let is_anonymous = |vma: &&Vma| vma.status & status::ANON_PRIVATE != 0;
-        let anonymous = body.mm.vmas.iter().filter(is_anonymous).map(span);
-        let anonymous = anonymous.filter(|span| share && !shared.contains(span)).collect();
-        let file = body.pages.file_name();
-        plan.processes.push(Process { pid, file, length: offset, runs, first, then, shared, anonymous });
-    }
-    if plan.processes.iter().all(|process| process.runs.is_empty()) {
-        plan.processes.clear();
-    }
-    plan
-}
-
-/// What the children of each process are known to want until the first answer, all of them together (ascending): any of several workers may be asked.
-fn of_siblings(wanted: &WorkingSet, parents: &HashMap<i32, u32>) -> HashMap<u32, Vec<Span>> {
-    let mut all: HashMap<u32, Vec<Span>> = HashMap::new();
-    for process in &wanted.processes {
-        if let Some(parent) = parents.get(&process.pid) {
-            all.entry(*parent).or_default().extend(&process.first);
-        }
-    }
-    for spans in all.values_mut() {
-        spans.sort_by_key(|span| span.start);
-        *spans = written::merged(spans.iter().copied());
-    }
-    all
-}
-
-fn span(vma: &Vma) -> Span {
-    Span { start: vma.start, length: vma.end - vma.start }
-}
-
-/// Adds a run in parts, each of which lies in one of the mappings that are shared (ascending), or in none.
-fn divide(run: Run, shared: &[Span], parts: &mut Vec<Run>) {
-    let end = run.start + run.length;
-    let mut at = run.start;
-    let first = shared.partition_point(|span| span.start + span.length <= run.start);
-    let mut add = |from: u64, to: u64, shared: bool| {
-        if from < to {
-            let offset = run.offset + (from - run.start);
-            parts.push(Run { start: from, length: to - from, offset, shared });
-        }
-    };
-    for span in shared[first..].iter().take_while(|span| span.start < end) {
-        let (from, to) = (span.start.max(at), (span.start + span.length).min(end));
-        add(at, from, false);
-        add(from, to, true);
-        at = to;
-    }
-    add(at, end, false);
 }
 
 fn all(pipe: OwnedFd) -> io::Result<Vec<u8>> {

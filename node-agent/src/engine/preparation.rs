@@ -20,10 +20,10 @@ use woodfrog_sys::process::{Place, SpawnError, Waiting};
 
 use super::container::Container;
 use super::image_set::with_own;
-use super::pager::{self, Pager, Planned, Sharing};
+use super::pager::{Pager, Planned, Sharing};
 use super::prepared::{PrepareError, Prepared};
 use super::thaw::{ThawError, failed};
-use super::{Engine, cgroups, file_pages, images, standby};
+use super::{Engine, cgroups, file_pages, images, page_plan, standby};
 
 /// A thaw's work ahead of its container's start. Given up when it is dropped.
 #[derive(Debug)]
@@ -249,7 +249,7 @@ pub(super) async fn sharing(
     let (engine, container, prepared) = (engine.clone(), container.clone(), prepared.clone());
     let stored = spawn_blocking(move || {
         let store = engine.page_store.as_ref()?;
-        let processes = pager::plan(&prepared.images, WorkingSet::default(), true).processes;
+        let processes = page_plan::plan(&prepared.images, WorkingSet::default(), true).processes;
         if processes.iter().all(|process| process.shared.is_empty()) {
             return None;
         }

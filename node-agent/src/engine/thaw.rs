@@ -10,7 +10,8 @@
 //!   restore   CRIU reads the images, and waits until the kernel has moved it into the    │
 //!             container's cgroups (begun with the seat), and the pager, which brings the │
 //!             memory later, is there; then … until all tasks are there and none runs    ─┤
-//!   commit    restore.json; the init knows its child                                     │
+//!   commit    what CRIU left out of mapped files is written; restore.json; the init      │
+//!             knows its child                                                            │
 //!   resume    the tasks run                                                              ▼
 //!   done      the init is told, after-restore hooks
 //!   memory    the pager brings the rest; a freeze waits for that

@@ -11,7 +11,7 @@ use std::time::SystemTime;
 use prost::Message;
 use woodfrog_protocol::pager::{Wanted, WorkingSet};
 
-use super::written::without;
+use super::spans::without;
 
 /// The most that is read of one.
 const MAX_BYTES: u64 = 16 << 20;

@@ -7,6 +7,7 @@ use procfs::process::{MemoryPageFlags, PageInfo, Process};
 use woodfrog_criu::images::PAGE_SIZE;
 use woodfrog_protocol::pager::{Span, Wanted};
 
+use super::spans::merged;
 use super::tree;
 
 /// Adds to what the processes of an application wanted which pages are not shared any more, of these and of those that were known (`before`).
@@ -42,43 +43,7 @@ fn own<'a>(process: &Process, spans: impl Iterator<Item = &'a Span>) -> ProcResu
         };
         own.extend((first..end).zip(pages).filter(|(_, info)| is_own(info)).map(|(page, _)| page));
     }
-    Ok(merged(own.into_iter().map(|page| Span { start: page * PAGE_SIZE, length: PAGE_SIZE })))
-}
-
-/// Ascending spans without gaps or overlaps, from spans that ascend by start.
-pub(super) fn merged(spans: impl Iterator<Item = Span>) -> Vec<Span> {
-    let mut merged: Vec<Span> = Vec::new();
-    for span in spans {
-        match merged.last_mut() {
-            Some(last) if span.start <= last.start + last.length => {
-                last.length = last.length.max(span.start + span.length - last.start);
-            }
-            _ => merged.push(span),
-        }
-    }
-    merged
-}
-
-/// What is left of spans without the others, in their order.
-pub(super) fn without(spans: &[Span], others: &[Span]) -> Vec<Span> {
-    let mut others = others.to_vec();
-    others.sort_by_key(|span| span.start);
-    let others = merged(others.into_iter());
-    let mut left = Vec::new();
-    for of in spans {
-        let (mut at, end) = (of.start, of.start + of.length);
-        let first = others.partition_point(|span| span.start + span.length <= at);
-        for span in others[first..].iter().take_while(|span| span.start < end) {
-            if at < span.start {
-                left.push(Span { start: at, length: span.start - at });
-            }
-            at = span.start + span.length;
-        }
-        if at < end {
-            left.push(Span { start: at, length: end - at });
-        }
-    }
-    left
+    Ok(merged(own.into_iter().map(|page| Span { start: page * PAGE_SIZE, length: PAGE_SIZE }).collect()))
 }
 
 #[cfg(test)]
@@ -90,19 +55,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_left_out_of_the_mappings_that_it_lies_in() {
-        let mappings = [span(10, 20), span(30, 10), span(100, 10)];
-        let written = [span(35, 30), span(0, 12), span(15, 2), span(16, 4), span(25, 7)];
-        assert_eq!(without(&mappings, &written), [span(12, 3), span(20, 5), span(32, 3), span(100, 10)]);
-        assert_eq!(without(&mappings, &[]), mappings);
-        assert_eq!(without(&mappings, &[span(0, 1000)]), []);
-    }
-
-    #[test]
     fn a_page_is_its_own_once_it_was_written_to() {
         let heap = vec![1_u8; 3 * PAGE_SIZE as usize];
         let heap = (heap.as_ptr() as u64).next_multiple_of(PAGE_SIZE);
-        let code = without as *const () as u64 / PAGE_SIZE * PAGE_SIZE;
+        let code = merged as *const () as u64 / PAGE_SIZE * PAGE_SIZE;
         let spans = [span(heap, 2 * PAGE_SIZE), span(code, PAGE_SIZE)];
         assert_eq!(own(&Process::myself().unwrap(), spans.iter()).unwrap(), [span(heap, 2 * PAGE_SIZE)]);
     }
