@@ -30,7 +30,8 @@ const DOUBLED: u64 = 3;
 const AT_ONCE: u64 = 16 << 10;
 /// While it is recorded what is wanted, so many faults of a process are answered with nothing but the page, so that the set is no larger than need be.
 const EXACT: u64 = 6144;
-/// No more than this is recorded of a process, over all recordings, and of what it wants until the first answer: there is not the time to bring more before its threads run.
+/// No more than this is recorded of a process, over all recordings: there is not the time to bring more before its threads run. What it wants after the first answer
+/// is recorded as far as what it wants until then leaves room.
 const MOST_WANTED: u64 = 24 << 20;
 /// A call for less than this costs about as much.
 const CALL: u64 = 16 << 10;
