@@ -10,7 +10,6 @@ pub mod container;
 pub mod dump;
 pub mod dump_dir;
 pub mod error;
-mod file_pages;
 pub mod freeze;
 mod freezer;
 pub mod hooks;

@@ -4,7 +4,8 @@
 //!   /run/woodfrog/pages (tmpfs)         seen by no container, kept when the agent is restarted
 //!     ├── 3f…c1/                        hexadecimal digits of the digest of an image's manifest
 //!     │     ├── mem-300                 a process's memory; a page's offset is its address, all else are holes
-//!     │     └── mem-312
+//!     │     ├── mem-312
+//!     │     └── plan                    what was put there: an earlier release, or one that knew less, shared other memory
 //!     └── .filling/                     what is not complete
 //! ```
 //!
@@ -14,7 +15,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
@@ -22,17 +23,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use prost::Message as _;
-use rustix::fs::{FlockOperation, MemfdFlags, Mode, OFlags};
+use rustix::fs::{FlockOperation, Mode, OFlags};
 use woodfrog_protocol::agent::StoredImage;
-use woodfrog_protocol::pager::{Fill, Process, store_file};
+use woodfrog_protocol::pager::{Fill, Process, Span, store_file};
 
 use super::pager::PagerProgram;
 use super::prepared::Prepared;
+use super::spans::without;
 use crate::metrics::Metrics;
 
 /// What must remain free of the file system that the store is on: others use it, too.
 const SPARE: u64 = 64 << 20;
 const FILLING: &str = ".filling";
+const PLAN: &str = "plan";
 
 /// The page store of a node.
 #[derive(Debug)]
@@ -157,7 +160,7 @@ impl PageStore {
     ) -> Result<bool, PageStoreError> {
         let Some(name) = prepared.digest.strip_prefix("sha256:") else { return Ok(false) };
         let _one = self.filling.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.dir.join(name).is_dir() || needed(processes) == 0 {
+        if needed(processes) == 0 || self.find(name, processes)?.is_some() {
             return Ok(true);
         }
         match self.make_room(needed(processes), wanted) {
@@ -174,6 +177,12 @@ impl PageStore {
         processes: &[Process],
         ahead: bool,
     ) -> Result<(), PageStoreError> {
+        // What is there has not all of it, or it would have been found.
+        if let Some(image) = Image::at(self.dir.join(name))
+            && !image.remove().map_err(failed("remove an image"))?
+        {
+            return Err(PageStoreError::Fill("others use it, who share other parts of it".into()));
+        }
         let filling = self.dir.join(FILLING).join(name);
         let filled = fs::create_dir(&filling)
             .map_err(failed("make a directory"))
@@ -211,6 +220,9 @@ impl PageStore {
         let Ok(lock) = rustix::fs::openat(&self.view, name, flags, Mode::empty()) else { return Ok(None) };
         if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared).is_err() {
             // It is being removed.
+            return Ok(None);
+        }
+        if !has(&lock, processes) {
             return Ok(None);
         }
         let mut files = BTreeMap::new();
@@ -269,13 +281,10 @@ impl PageStore {
         processes: &[Process],
         ahead: bool,
     ) -> Result<(), PageStoreError> {
-        let mut plan = File::from(
-            rustix::fs::memfd_create("woodfrog-fill", MemfdFlags::CLOEXEC)
-                .map_err(|e| failed("make a plan")(e.into()))?,
-        );
         let fill = Fill { processes: processes.to_vec() };
-        plan.write_all(&fill.encode_to_vec()).map_err(failed("make a plan"))?;
-        io::Seek::rewind(&mut plan).map_err(failed("make a plan"))?;
+        let path = filling.join(PLAN);
+        let plan = fs::write(&path, fill.encode_to_vec()).and_then(|()| File::open(&path));
+        let plan = plan.map_err(failed("make a plan"))?;
         let to = open_directory(filling).map_err(failed("open a directory"))?;
         let given = [prepared.directory(), to.as_fd(), plan.as_fd()];
         self.program.fill(given, ahead).map_err(PageStoreError::Fill)
@@ -284,8 +293,28 @@ impl PageStore {
 
 /// Bytes that the store has to have for them.
 fn needed(processes: &[Process]) -> u64 {
-    let shared = processes.iter().flat_map(|process| &process.runs).filter(|run| run.shared);
-    shared.map(|run| run.length).sum()
+    processes.iter().flat_map(shared).map(|span| span.length).sum()
+}
+
+/// What of a process's memory is in the store.
+fn shared(process: &Process) -> impl Iterator<Item = Span> {
+    let runs = process.runs.iter().filter(|run| run.shared);
+    runs.map(|run| Span { start: run.start, length: run.length })
+}
+
+/// Whether all that is shared of the processes was put into this directory.
+fn has(directory: &OwnedFd, processes: &[Process]) -> bool {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut plan = Vec::new();
+    let read = rustix::fs::openat(directory, PLAN, flags, Mode::empty())
+        .map_err(io::Error::from)
+        .and_then(|file| File::from(file).read_to_end(&mut plan));
+    let Some(filled) = read.ok().and_then(|_| Fill::decode(&plan[..]).ok()) else { return false };
+    processes.iter().all(|process| {
+        let there = filled.processes.iter().find(|filled| filled.pid == process.pid);
+        let there: Vec<Span> = there.into_iter().flat_map(shared).collect();
+        without(&shared(process).collect::<Vec<_>>(), &there).is_empty()
+    })
 }
 
 impl Stored {
@@ -346,4 +375,26 @@ fn open_directory(path: &Path) -> io::Result<OwnedFd> {
 /// `TMPFS_MAGIC` of `linux/magic.h`.
 const fn libc_tmpfs_magic() -> rustix::fs::FsWord {
     0x0102_1994
+}
+
+#[cfg(test)]
+mod tests {
+    use woodfrog_protocol::pager::Run;
+
+    use super::*;
+
+    #[test]
+    fn what_was_put_there_is_enough_only_if_it_is_all_that_is_shared() {
+        let run = |start, length, shared| Run { start, length, offset: 0, shared };
+        let process = |runs: &[Run]| Process { pid: 300, runs: runs.to_vec(), ..Process::default() };
+        let directory = tempfile::tempdir().unwrap();
+        let opened = open_directory(directory.path()).unwrap();
+        let wanted = [process(&[run(0, 8, true), run(16, 8, false)])];
+        assert!(!has(&opened, &wanted), "nothing says what is there");
+        let fill = Fill { processes: vec![process(&[run(0, 4, true), run(4, 8, true), run(16, 8, false)])] };
+        fs::write(directory.path().join(PLAN), fill.encode_to_vec()).unwrap();
+        assert!(has(&opened, &wanted));
+        assert!(!has(&opened, &[process(&[run(0, 8, true), run(16, 8, true)])]));
+        assert!(!has(&opened, &[Process { pid: 301, ..wanted[0].clone() }]));
+    }
 }

@@ -23,7 +23,7 @@ use super::image_set::with_own;
 use super::pager::{Pager, Planned, Sharing};
 use super::prepared::{PrepareError, Prepared};
 use super::thaw::{ThawError, failed};
-use super::{Engine, cgroups, file_pages, images, page_plan, standby};
+use super::{Engine, cgroups, images, page_plan, standby};
 
 /// A thaw's work ahead of its container's start. Given up when it is dropped.
 #[derive(Debug)]
@@ -46,7 +46,6 @@ pub struct Image {
     /// What of its memory comes later; none if nothing does, or the node has no pager.
     pub planned: Option<Planned>,
     /// What the agent writes itself.
-    pub(super) file_pages: file_pages::Plan,
     /// CRIU's work directory.
     pub work: OwnedFd,
     /// CRIU's image directory: `changed` over the image's own.
@@ -191,10 +190,7 @@ impl Image {
             None => Ok(None),
         };
         let planned = planned.map_err(failed("plan which memory comes later"))?;
-        // Without a pager CRIU reads everything.
-        let file_pages =
-            if planned.is_some() { file_pages::Plan::new(&prepared.images) } else { Default::default() };
-        Ok(Self { prepared, sharing, planned, file_pages, work: opened, images, changed, _scratch: scratch })
+        Ok(Self { prepared, sharing, planned, work: opened, images, changed, _scratch: scratch })
     }
 
     /// Puts files that the container has in place of the image's into the image directory, which nobody has looked into before.

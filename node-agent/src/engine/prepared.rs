@@ -93,9 +93,10 @@ impl Prepared {
         let opened = rustix::fs::openat(&merged, ".", flags, Mode::empty())
             .map_err(|e| PrepareError::Read { path: labels::CHECKPOINT_DIR.into(), source: e.into() })?;
         let merged = ImageDir::new(opened);
-        let images = Checkpoint::open(&merged, &[labels::RECORD_FILE, "volumes"])?;
+        let mut images = Checkpoint::open(&merged, &[labels::RECORD_FILE, "volumes"])?;
         images.check_pages(&[&merged])?;
         let policy = policy::prepare(&images);
+        images.release_archives();
         let wanted = wanted(layers, &capture, &images);
         Ok(Self { record, images, policy, dirs, merged, digest, wanted, saved: false })
     }

@@ -247,10 +247,6 @@ async fn attempt(
     }
     watch.lap("lease");
 
-    let opening = {
-        let image = image.clone();
-        spawn_blocking(move || image.file_pages.open(&image.prepared))
-    };
     let criu = worker.pid();
     let mut restore = worker.restore(images, &options).await?;
     restore.before_tasks().await?;
@@ -259,8 +255,6 @@ async fn attempt(
         link.send(to_init::Kind::Pager(Default::default()), Some(socket)).await?;
     }
     let application = restore.restored().await?;
-    let (init, opened) = (link.pid, opening.await?);
-    let writing = spawn_blocking(move || opened?.write(init, criu));
     let held = OneCpu::hold(container, link.pid, criu, pager.as_ref().and_then(Pager::pid));
     if let Some(pager) = &pager {
         if held.is_none() {
@@ -274,7 +268,6 @@ async fn attempt(
     // One that has slept goes on counting.
     let generation = prepared.record.generation.max(container.life().generation) + 1;
     let committed = async {
-        writing.await?.map_err(failed("write the pages of mapped files"))?;
         restore_file(container, link.pid, prepared, addresses, generation)
             .and_then(|file| file.write(&container.control(paths::RESTORE_JSON)))
             .map_err(failed("write restore.json"))?;
@@ -403,7 +396,9 @@ fn complete(
     let stored = image.sharing.iter().flat_map(|sharing| sharing.stored.files());
     let shared =
         stored.filter_map(|(pid, _)| Some((rewrite.share(u32::try_from(pid).ok()?)?, pid))).collect();
-    image.file_pages.apply(&mut rewrite);
+    if image.planned.is_some() {
+        rewrite.map_in_place();
+    }
     image.change(&rewrite)?;
     Ok(shared)
 }

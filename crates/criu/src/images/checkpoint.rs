@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use prost::Message;
 
 use super::PAGE_SIZE;
+use super::archives;
 use super::dir::ImageDir;
 use super::error::ImageError;
 use super::frame::Frames;
@@ -60,6 +61,8 @@ pub struct Checkpoint {
     pub unknown: Vec<String>,
     /// The order of `files.img`.
     pub(super) file_order: Vec<u32>,
+    /// Processes whose mappings and page maps are other than in the files.
+    pub(super) changed: BTreeSet<u32>,
 }
 
 /// A `pages-N.img`, as its page map describes it.
@@ -135,6 +138,7 @@ impl Checkpoint {
             socket_queues,
             unknown,
             file_order,
+            changed: BTreeSet::new(),
         };
         let left: Vec<ImageName> = reader.names.difference(&reader.taken).cloned().collect();
         for name in &left {
@@ -153,6 +157,17 @@ impl Checkpoint {
     pub fn pages(&self) -> impl Iterator<Item = &PagesFile> {
         let private = self.tasks.iter().filter_map(|task| Some(&task.body.as_ref()?.pages));
         private.chain(self.shared_pages.values())
+    }
+
+    /// Lets a JVM's archives of class data come late, whose pages are not lazy in a dump (see `archives.rs`).
+    pub fn release_archives(&mut self) {
+        for task in &mut self.tasks {
+            let pid = task.pid();
+            let Some(body) = &mut task.body else { continue };
+            if archives::release(&mut body.mm, &mut body.pages.runs, &self.files) {
+                self.changed.insert(pid);
+            }
+        }
     }
 
     /// Checks that each page file is in one of `dirs` and has the length that its page map says.

@@ -21,11 +21,12 @@
 //! were really there, files are opened beneath the directory without following links, and memory is never loaded.
 
 mod address;
+mod archives;
 mod checkpoint;
 mod dir;
 mod error;
-mod file_pages;
 mod frame;
+mod in_place;
 pub mod messages;
 mod name;
 mod rewrite;
@@ -42,7 +43,6 @@ pub use address::Rebind;
 pub use checkpoint::{Checkpoint, PagesFile, TcpStream};
 pub use dir::ImageDir;
 pub use error::ImageError;
-pub use file_pages::FilePages;
 pub use frame::Frames;
 pub use messages::file::FileType;
 pub use name::ImageName;

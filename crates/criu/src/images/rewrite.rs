@@ -9,10 +9,10 @@ use std::os::fd::AsFd;
 use rustix::fs::{Mode, OFlags, openat};
 
 use super::address::Rebind;
-use super::checkpoint::Checkpoint;
+use super::checkpoint::{Checkpoint, PagesFile};
 use super::error::ImageError;
-use super::file_pages;
 use super::frame;
+use super::in_place;
 use super::messages::file::{Fdinfo, File};
 use super::messages::memory::{Mm, Pagemap, PagemapHead};
 use super::messages::misc::{Inventory, Seccomp, SeccompFilter};
@@ -40,8 +40,11 @@ pub struct Rewrite<'a> {
 }
 
 impl<'a> Rewrite<'a> {
-    /// No change yet.
+    /// No change yet, but for what has been changed of the checkpoint since it was read.
     pub fn new(checkpoint: &'a Checkpoint) -> Self {
+        let changed = checkpoint.changed.iter();
+        let bodies = || changed.clone().filter_map(|pid| Some((*pid, checkpoint.task(*pid)?.body.as_ref()?)));
+        let head = |pages: &PagesFile| PagemapHead { pages_id: pages.pages_id };
         Self {
             checkpoint,
             inventory: None,
@@ -49,10 +52,12 @@ impl<'a> Rewrite<'a> {
             files: BTreeMap::new(),
             tables: BTreeMap::new(),
             seccomp: None,
-            mms: BTreeMap::new(),
+            mms: bodies().map(|(pid, body)| (pid, body.mm.clone())).collect(),
             added: Vec::new(),
             removed: BTreeSet::new(),
-            pagemaps: BTreeMap::new(),
+            pagemaps: bodies()
+                .map(|(pid, body)| (pid, (head(&body.pages), body.pages.runs.clone())))
+                .collect(),
         }
     }
 
@@ -138,11 +143,15 @@ impl<'a> Rewrite<'a> {
         Some((body.pages.file_name(), merged.pieces))
     }
 
-    /// Has CRIU leave out what [`super::Body::file_pages`] tells of a process, where it leaves lazy pages out.
-    pub fn leave_file_pages(&mut self, pid: u32) {
-        let Some(body) = self.checkpoint.task(pid).and_then(|task| task.body.as_ref()) else { return };
-        let (runs, _) = file_pages::divide(&body.pages.runs, &body.mm.vmas);
-        self.pagemaps.insert(pid, (PagemapHead { pages_id: body.pages.pages_id }, runs));
+    /// Has CRIU make at once, and where they belong, all mappings that it reads nothing into when it restores with lazy pages. To be the last
+    /// change of mappings and page maps.
+    pub fn map_in_place(&mut self) {
+        for task in &self.checkpoint.tasks {
+            let Some(body) = &task.body else { continue };
+            let mm = self.mms.entry(task.pid()).or_insert_with(|| body.mm.clone());
+            let runs = self.pagemaps.get(&task.pid()).map_or(&body.pages.runs, |(_, runs)| runs);
+            in_place::place(mm, runs);
+        }
     }
 
     /// Lets files that are open for appending have another size than when they were dumped: CRIU compares.

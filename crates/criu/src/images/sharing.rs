@@ -8,19 +8,10 @@
 //! In that file a page's offset is its address, so that neighbours are one mapping, as anonymous ones are. On its own such a mapping is not
 //! like anonymous memory: who gives pages up gets the file's instead of zeros. Whoever restores has to see to that (userfaultfd).
 
-use super::PAGE_SIZE;
 use super::messages::file::{File, FileType, Fown, RegFile};
-use super::messages::memory::{Mm, Pagemap, Vma, status};
+use super::messages::memory::{Mm, Vma, map, prot, status};
 use super::task::Body;
 
-/// `mmap` flags.
-const MAP_TYPE: u32 = 0x0f;
-const MAP_PRIVATE: u32 = 0x02;
-const MAP_ANONYMOUS: u32 = 0x20;
-const MAP_GROWSDOWN: u32 = 0x0100;
-const MAP_LOCKED: u32 = 0x2000;
-const MAP_HUGETLB: u32 = 0x0004_0000;
-const PROT_EXEC: u32 = 4;
 /// Advice that a mapping of a file follows as anonymous memory does: not to fork, huge pages or none, to be in core dumps or not.
 /// Bits are numbers of `MADV_…`. Not to be wiped on fork, which the kernel refuses for files, nor to be merged.
 const ADVICE: u64 = (1 << 10) | (1 << 14) | (1 << 15) | (1 << 16) | (1 << 17);
@@ -39,24 +30,19 @@ impl Body {
             {
                 return false;
             }
-            let is_lazy = |run: &Pagemap| run.flags.unwrap_or(0) & Pagemap::LAZY != 0;
-            while runs.next_if(|run| end(run) <= vma.start || !is_lazy(run)).is_some() {}
+            while runs.next_if(|run| run.end() <= vma.start || !run.is_lazy()).is_some() {}
             runs.peek().is_some_and(|run| run.vaddr < vma.end)
         })
     }
 }
 
-fn end(run: &Pagemap) -> u64 {
-    run.vaddr + run.pages() * PAGE_SIZE
-}
-
 fn is_sharable(vma: &Vma) -> bool {
     let kind = status::REGULAR | status::ANON_PRIVATE;
     vma.status & !status::HEAP == kind
-        && vma.flags & MAP_TYPE == MAP_PRIVATE
-        && vma.flags & MAP_ANONYMOUS != 0
-        && vma.flags & (MAP_GROWSDOWN | MAP_LOCKED | MAP_HUGETLB) == 0
-        && vma.prot & PROT_EXEC == 0
+        && vma.flags & map::TYPE == map::PRIVATE
+        && vma.flags & map::ANONYMOUS != 0
+        && vma.flags & (map::GROWSDOWN | map::LOCKED | map::HUGETLB) == 0
+        && vma.prot & prot::EXEC == 0
         && vma.madv.unwrap_or(0) & !ADVICE == 0
 }
 
@@ -65,7 +51,7 @@ pub(super) fn share(mm: &mut Mm, starts: &[u64], file: u32) {
     for vma in mm.vmas.iter_mut().filter(|vma| is_sharable(vma) && starts.binary_search(&vma.start).is_ok()) {
         vma.pgoff = vma.start;
         vma.shmid = file.into();
-        vma.flags &= !MAP_ANONYMOUS;
+        vma.flags &= !map::ANONYMOUS;
         vma.status = vma.status & !status::ANON_PRIVATE | status::FILE_PRIVATE;
         // Read-only.
         vma.fdflags = Some(0);

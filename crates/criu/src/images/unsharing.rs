@@ -11,12 +11,10 @@ use std::ops::Range;
 
 use prost::Message;
 
-use super::messages::memory::{Mm, Pagemap, Vma, status};
+use super::messages::memory::{Mm, Pagemap, Vma, map, status};
 use super::messages::task::Core;
 use super::task::Task;
 use super::{PAGE_SIZE, PagesFile};
-
-const MAP_ANONYMOUS: u32 = 0x20;
 
 /// Where a part of a new page file comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +46,7 @@ pub(super) fn unshare(
     let shared: Vec<Vma> = mm.vmas.iter().filter(|vma| is_mapping(vma, files)).copied().collect();
     for vma in mm.vmas.iter_mut().filter(|vma| is_mapping(vma, files)) {
         (vma.pgoff, vma.shmid, vma.fdflags) = (0, 0, None);
-        vma.flags |= MAP_ANONYMOUS;
+        vma.flags |= map::ANONYMOUS;
         vma.status = vma.status & !status::FILE_PRIVATE | status::ANON_PRIVATE;
         if vma.start < heap.end && heap.start < vma.end {
             vma.status |= status::HEAP;
@@ -68,7 +66,7 @@ fn merge(pages: &PagesFile, shared: &[Vma], image: &[Range<u64>], stacks: &BTree
     // Up to where the file's pages have been taken.
     let mut at = 0;
     for run in &pages.runs {
-        let end = run.vaddr + run.pages() * PAGE_SIZE;
+        let end = run.end();
         merged.add_file(shared, image, at..run.vaddr);
         merged.add_dumped(shared, run, offset, stacks);
         offset += run.pages() * PAGE_SIZE;
@@ -97,7 +95,7 @@ impl Merged {
     /// A run that was dumped. In memory that is anonymous again it may come late, but for the pages in which stacks begin (`is_stack` of
     /// `criu/mem.c`).
     fn add_dumped(&mut self, shared: &[Vma], run: &Pagemap, offset: u64, stacks: &BTreeSet<u64>) {
-        let end = run.vaddr + run.pages() * PAGE_SIZE;
+        let end = run.end();
         let flags = run.flags.unwrap_or(Pagemap::PRESENT);
         let mut cuts = BTreeSet::from([run.vaddr, end]);
         cuts.extend(
@@ -121,16 +119,10 @@ impl Merged {
     fn add(&mut self, start: u64, flags: u32, piece: Piece) {
         let pages = piece.length / PAGE_SIZE;
         match self.runs.last_mut() {
-            Some(last) if last.vaddr + last.pages() * PAGE_SIZE == start && last.flags == Some(flags) => {
+            Some(last) if last.end() == start && last.flags == Some(flags) => {
                 last.nr_pages = Some(last.pages() + pages);
             }
-            _ => self.runs.push(Pagemap {
-                vaddr: start,
-                compat_nr_pages: 0,
-                in_parent: None,
-                flags: Some(flags),
-                nr_pages: Some(pages),
-            }),
+            _ => self.runs.push(Pagemap::new(start, pages, flags)),
         }
         match self.pieces.last_mut() {
             Some(last) if last.external == piece.external && last.offset + last.length == piece.offset => {
@@ -167,8 +159,7 @@ mod tests {
     use super::*;
 
     fn run(page: u64, pages: u64, flags: u32) -> Pagemap {
-        let vaddr = page * PAGE_SIZE;
-        Pagemap { vaddr, compat_nr_pages: 0, in_parent: None, flags: Some(flags), nr_pages: Some(pages) }
+        Pagemap::new(page * PAGE_SIZE, pages, flags)
     }
 
     fn vma(page: u64, pages: u64, offset: u64) -> Vma {

@@ -1,5 +1,7 @@
 //! Address spaces and page maps: `mm-PID.img`, `pagemap-*.img`.
 
+use super::super::PAGE_SIZE;
+
 /// `mm-PID.img`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Mm {
@@ -82,6 +84,25 @@ pub mod status {
     pub const MEMFD: u32 = 1 << 14;
     pub const SHSTK: u32 = 1 << 15;
     pub const GUARD: u32 = 1 << 16;
+    /// Never in an image: CRIU's own mark, while it restores, of what it need not write to.
+    pub const NO_PROT_WRITE: u32 = 1 << 29;
+}
+
+/// How a mapping was made: flags of mmap(2).
+pub mod map {
+    pub const TYPE: u32 = 0x0f;
+    pub const PRIVATE: u32 = 0x02;
+    pub const ANONYMOUS: u32 = 0x20;
+    pub const GROWSDOWN: u32 = 0x0100;
+    pub const LOCKED: u32 = 0x2000;
+    pub const NORESERVE: u32 = 0x4000;
+    pub const HUGETLB: u32 = 0x0004_0000;
+}
+
+/// What may be done with a mapping: the bits of mprotect(2).
+pub mod prot {
+    pub const WRITE: u32 = 2;
+    pub const EXEC: u32 = 4;
 }
 
 #[derive(Clone, Copy, PartialEq, prost::Message)]
@@ -123,6 +144,26 @@ impl Pagemap {
     pub const LAZY: u32 = 1 << 1;
     /// The pages are in the pages file (`PE_PRESENT`).
     pub const PRESENT: u32 = 1 << 2;
+
+    /// As CRIU 4.2 writes it.
+    pub fn new(vaddr: u64, pages: u64, flags: u32) -> Self {
+        Self { vaddr, compat_nr_pages: 0, in_parent: None, flags: Some(flags), nr_pages: Some(pages) }
+    }
+
+    /// The pages from one address to another, if there are any.
+    pub(in crate::images) fn between(start: u64, end: u64, flags: u32) -> Option<Self> {
+        (start < end).then(|| Self::new(start, (end - start) / PAGE_SIZE, flags))
+    }
+
+    /// The address after its last page.
+    pub fn end(&self) -> u64 {
+        self.vaddr + self.pages() * PAGE_SIZE
+    }
+
+    /// Whether the pages may come late.
+    pub fn is_lazy(&self) -> bool {
+        self.flags.unwrap_or(Self::PRESENT) & Self::LAZY != 0
+    }
 
     /// Pages of this run; `compat_nr_pages` is what CRIU before 4.0 wrote.
     pub fn pages(&self) -> u64 {
