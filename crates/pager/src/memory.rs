@@ -35,6 +35,8 @@ const EXACT: u64 = 6144;
 const MOST_WANTED: u64 = 24 << 20;
 /// A call for less than this costs about as much.
 const CALL: u64 = 16 << 10;
+/// So much of a page file is read in with a call of its own before it is copied: for less, which was mostly read ahead, that costs more than it saves.
+const MANY_PAGES: u64 = 64 << 10;
 /// How much follows a page, at most, if those before it were waited for one after the other.
 const AHEAD: u64 = 1 << 20;
 /// Zeros given at once to who writes on and on.
@@ -394,7 +396,11 @@ impl Memory {
             let result = if part.shared {
                 self.userfault.map(at, part.length)
             } else {
-                let bytes = self.pages.read(part.offset, part.length);
+                let bytes = if part.length < MANY_PAGES {
+                    self.pages.get(part.offset, part.length)
+                } else {
+                    self.pages.read(part.offset, part.length)
+                };
                 let bytes = bytes.ok_or_else(|| self.failed("find the page", at, Errno::NXIO))?;
                 self.userfault.copy(at, bytes)
             };

@@ -39,6 +39,16 @@ impl Mapping {
     /// `length` bytes from `offset` on; none if they are not all there. They are read in (`MADV_POPULATE_READ`), at once
     /// instead of page by page.
     pub fn read(&self, offset: u64, length: u64) -> Option<&[u8]> {
+        let bytes = self.get(offset, length)?;
+        // SAFETY: nothing changes but that the pages are there. Advice: without it they are read when they are used.
+        let _ = unsafe {
+            rustix::mm::madvise(bytes.as_ptr().cast_mut().cast(), bytes.len(), Advice::LinuxPopulateRead)
+        };
+        Some(bytes)
+    }
+
+    /// The same bytes, which are read in page by page when they are used.
+    pub fn get(&self, offset: u64, length: u64) -> Option<&[u8]> {
         let end = offset.checked_add(length)?;
         if end > self.length as u64 {
             return None;
@@ -47,13 +57,10 @@ impl Mapping {
             return Some(&[]);
         }
         // SAFETY: the range lies in the mapping, as was checked.
-        let bytes = unsafe {
+        Some(unsafe {
             let start = self.start.cast::<u8>().add(offset as usize);
-            // Advice: without it the pages are read when they are used.
-            let _ = rustix::mm::madvise(start.cast(), length as usize, Advice::LinuxPopulateRead);
             std::slice::from_raw_parts(start, length as usize)
-        };
-        Some(bytes)
+        })
     }
 }
 
