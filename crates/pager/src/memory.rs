@@ -127,8 +127,10 @@ pub(crate) struct Memory {
     pub(crate) held: u64,
     /// Faults that are not answered yet: page and whether it is to be written.
     waiting: Vec<(u64, bool)>,
-    /// What is known to be wanted, a [`Turn`] each.
+    /// What is known to be wanted, a [`Turn`] each, in the order in which it is brought.
     expected: [VecDeque<Span>; 2],
+    /// The same, ascending.
+    wants: Rc<[Span]>,
     /// Up to where everything else has been filled in.
     cursor: u64,
     /// Where the last zeros were given to a writer, and how many.
@@ -164,6 +166,8 @@ impl Memory {
         for Span { start, length } in process.anonymous.iter().copied() {
             anonymous.insert(Run { start, length, offset: 0, shared: false });
         }
+        let mut wants = [process.first.as_slice(), &process.then].concat();
+        wants.sort_by_key(|span| span.start);
         Self {
             pid: process.pid,
             userfault,
@@ -176,6 +180,7 @@ impl Memory {
             held: 0,
             waiting: Vec::new(),
             expected: [&process.first, &process.then].map(|spans| spans.iter().copied().collect()),
+            wants: wants.into(),
             cursor: 0,
             zeros: (0, 0),
             ahead: (0, 0),
@@ -204,6 +209,7 @@ impl Memory {
             // The parent's threads wait for the parent's pages.
             waiting: Vec::new(),
             expected: Default::default(),
+            wants: Rc::default(),
             cursor: 0,
             zeros: (0, 0),
             ahead: (0, 0),
@@ -324,7 +330,11 @@ impl Memory {
             let doubled = if recording { 0 } else { (self.counts.faults / MANY).min(DOUBLED) };
             let around = AROUND << doubled;
             let window = page & !(around - 1);
-            clip(run, window, window + around)
+            // Where it is known what is wanted, the rest of the window is not.
+            let known = self.known_around(page).filter(|_| !recording);
+            let known = known.unwrap_or(Span { start: window, length: around });
+            let end = (known.start + known.length).min(window + around);
+            clip(run, known.start.max(window), end)
         };
         let end = batch.start + batch.length;
         self.ahead = (end, batch.length);
@@ -341,6 +351,12 @@ impl Memory {
             self.bring(start, end)?;
         }
         Ok(Served::Well)
+    }
+
+    /// The part of what is known to be wanted in which a page lies.
+    fn known_around(&self, page: u64) -> Option<Span> {
+        let next = self.wants.partition_point(|span| span.start + span.length <= page);
+        self.wants.get(next).copied().filter(|span| span.start <= page)
     }
 
     /// Somebody has been answered: what is wanted from now on is of the next turn.
