@@ -161,7 +161,8 @@ fn parts() -> impl Iterator<Item = Metric> {
 
 const fn steps_of(phase: Metric) -> &'static [Metric] {
     match phase {
-        Metric::Restore => &[Metric::CriuImages, Metric::CriuTasks],
+        Metric::Check => &[Metric::CriuImages],
+        Metric::Restore => &[Metric::CriuTasks],
         Metric::Resume => &[Metric::CriuCatch, Metric::CriuRelease],
         _ => &[],
     }

@@ -3,7 +3,6 @@
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -12,11 +11,8 @@ use woodfrog_sys::ready::Ready;
 
 use crate::worker::WorkerError;
 
-/// Who has not come by then does not come.
-const EXPIRY: Duration = Duration::from_secs(60);
-
-/// A process that waits in a container's namespaces and cgroups to become CRIU. It gives up when this is dropped, after
-/// a minute, and with the caller; if it is killed with its container, it is reaped at once.
+/// A process that waits in a container's namespaces and cgroups to become CRIU. It gives up when this is dropped, and with the caller; if
+/// it is killed with its container, it is reaped at once.
 #[derive(Debug)]
 pub struct Seat {
     waiting: Arc<Mutex<Option<Waiting>>>,
@@ -42,7 +38,7 @@ impl Seat {
         let waiting = Arc::new(Mutex::new(Some(waiting)));
         let slot = waiting.clone();
         tokio::spawn(async move {
-            let _ = tokio::time::timeout(EXPIRY, pidfd.when(Interest::READABLE, |_| Ok(()))).await;
+            let _ = pidfd.when(Interest::READABLE, |_| Ok(())).await;
             drop(empty(&slot));
         });
         Ok(Self { waiting, container, moved: Some(moved) })

@@ -244,6 +244,13 @@ impl Worker {
         self.child.as_ref().map(|child| child.get().as_fd())
     }
 
+    /// Returns when it has ended; it is reaped by whoever waits for it, or drops it.
+    pub async fn ended(&self) {
+        if let Some(child) = &self.child {
+            let _ = child.when(Interest::READABLE, |_| Ok(())).await;
+        }
+    }
+
     /// A pidfd of PID 1 of the container that it works for.
     pub(crate) fn container(&self) -> Option<BorrowedFd<'_>> {
         self.container.as_ref().map(|container| container.as_fd())

@@ -12,6 +12,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,9 @@ use super::standby::{Rest, Standby};
 use super::thaw::{self, ThawError, Thawed};
 use super::{Engine, hooks, one_cpu, postponed, written};
 use crate::metrics::Occasion;
+
+/// What waits in a container that is not started by then ends.
+const UNUSED_FOR: Duration = Duration::from_secs(60);
 
 /// The socket on which a container's init is awaited.
 #[derive(Debug)]
@@ -75,9 +79,14 @@ pub async fn keep(
     {
         preparation = Some(Preparation::begin(&engine, &container));
     }
+    let mut expiry = pin!(tokio::time::sleep(UNUSED_FOR));
     loop {
         let stream = tokio::select! {
             accepted = sockets.init.accept() => accepted,
+            () = &mut expiry, if preparation.is_some() => {
+                preparation = None;
+                continue;
+            }
             order = orders.recv() => match order {
                 // Its sender learns from the drop that nobody is there to do it.
                 Some(_) => continue,

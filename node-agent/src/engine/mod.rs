@@ -7,6 +7,7 @@
 pub mod ahead;
 pub mod cgroups;
 pub mod container;
+pub mod criu;
 pub mod dump;
 pub mod dump_dir;
 pub mod error;

@@ -19,6 +19,7 @@ use woodfrog_protocol::pager::WorkingSet;
 use woodfrog_sys::process::{Place, SpawnError, Waiting};
 
 use super::container::Container;
+use super::criu::Criu;
 use super::image_set::with_own;
 use super::pager::{Pager, Planned, Sharing};
 use super::prepared::{PrepareError, Prepared};
@@ -29,11 +30,23 @@ use super::{Engine, cgroups, images, page_plan, standby};
 #[derive(Debug)]
 pub struct Preparation {
     image: oneshot::Receiver<Arc<Image>>,
-    seat: oneshot::Receiver<(i32, Seat)>,
-    pager: AbortOnDropHandle<Result<Option<Pager>, ThawError>>,
+    begun: AbortOnDropHandle<Result<Begun, ThawError>>,
+    /// Of `begun`, which gives up what its container does not live to ask for.
+    asked: Option<oneshot::Sender<()>>,
     init: Option<oneshot::Sender<i32>>,
     /// It is of a state that was saved, not of an image.
     pub saved: bool,
+}
+
+/// What waits in the container.
+#[derive(Debug)]
+pub struct Begun {
+    /// PID 1 of the container, as the node numbers it.
+    init: i32,
+    /// CRIU.
+    pub criu: Criu,
+    /// What brings memory later; none if the node cannot, or the image has nothing for it.
+    pub pager: AbortOnDropHandle<Result<Option<Pager>, ThawError>>,
 }
 
 /// What needs no container that runs.
@@ -45,7 +58,6 @@ pub struct Image {
     pub sharing: Option<Sharing>,
     /// What of its memory comes later; none if nothing does, or the node has no pager.
     pub planned: Option<Planned>,
-    /// What the agent writes itself.
     /// CRIU's work directory.
     pub work: OwnedFd,
     /// CRIU's image directory: `changed` over the image's own.
@@ -85,23 +97,24 @@ impl Preparation {
         taken: impl Future<Output = Result<Taken, ThawError>> + Send + 'static,
     ) -> Self {
         let engine = engine.clone();
-        let ((tell, image_told), (give, seat_given)) = (oneshot::channel(), oneshot::channel());
-        let pager = tokio::spawn(async move {
+        let ((tell, image_told), (ask, asked)) = (oneshot::channel(), oneshot::channel());
+        let begun = tokio::spawn(async move {
             let image = async {
                 let image = Arc::new(image.await?);
                 let _ = tell.send(image.clone());
                 Ok::<_, ThawError>(image)
             };
-            let place = async {
-                let Taken { init, seat, pager } = taken.await?;
-                let _ = give.send((init, seat));
-                Ok((init, pager))
-            };
-            let (image, (init, place)) = tokio::try_join!(image, place)?;
-            start_pager(&engine, &image, init, place).await
+            let (image, taken) = tokio::try_join!(image, taken)?;
+            let begun = Begun::new(&engine, &image, taken).await?;
+            tokio::select! {
+                biased;
+                _ = asked => Ok(begun),
+                // Dropped, so that it is reaped: what is not holds up the end of the container.
+                () = begun.criu.ended() => Err(failed("keep CRIU waiting")(io::ErrorKind::BrokenPipe.into())),
+            }
         });
-        let pager = AbortOnDropHandle::new(pager);
-        Self { image: image_told, seat: seat_given, pager, init: None, saved: false }
+        let begun = AbortOnDropHandle::new(begun);
+        Self { image: image_told, begun, asked: Some(ask), init: None, saved: false }
     }
 
     /// The image, for the init that has connected: process `init`.
@@ -109,52 +122,46 @@ impl Preparation {
     /// # Errors
     /// It cannot be restored here, or the container cannot be entered.
     pub async fn image(&mut self, init: i32) -> Result<Arc<Image>, ThawError> {
-        // An error means that the runtime has told before.
+        // Errors mean that the runtime has told before, and that nothing has begun.
         self.init.take().map(|connected| connected.send(init));
+        self.asked.take().map(|asked| asked.send(()));
         match (&mut self.image).await {
             Ok(image) => Ok(image),
-            Err(_) => Err(self.failure("read the image").await),
+            Err(_) => match (&mut self.begun).await {
+                Ok(Err(e)) => Err(e),
+                Err(e) => Err(e.into()),
+                Ok(Ok(_)) => Err(failed("read the image")(io::ErrorKind::BrokenPipe.into())),
+            },
         }
     }
 
-    /// A seat beside process `init`.
+    /// What waits beside process `init`. The image has been told.
     ///
     /// # Errors
     /// The container cannot be entered.
-    pub async fn seat(
-        &mut self,
+    pub async fn begun(
+        self,
         engine: &Arc<Engine>,
         init: i32,
         image: &Arc<Image>,
-    ) -> Result<Seat, ThawError> {
-        match (&mut self.seat).await {
-            Ok((of, seat)) if of == init => Ok(seat),
-            // The runtime told of another process.
-            Ok(_) => {
-                let Taken { seat, pager, .. } = take(engine, init).await?;
-                let (engine, image) = (engine.clone(), image.clone());
-                let pager = tokio::spawn(async move { start_pager(&engine, &image, init, pager).await });
-                self.pager = AbortOnDropHandle::new(pager);
-                Ok(seat)
-            }
-            Err(_) => Err(self.failure("take a seat").await),
+    ) -> Result<Begun, ThawError> {
+        let begun = self.begun.await??;
+        if begun.init == init {
+            return Ok(begun);
         }
+        // The runtime told of another process.
+        Begun::new(engine, image, take(engine, init).await?).await
     }
+}
 
-    /// What brings memory later, beside the seat; none if the node cannot, or the image has nothing for it.
-    ///
-    /// # Errors
-    /// The container's cgroups cannot be entered.
-    pub async fn pager(self) -> Result<Option<Pager>, ThawError> {
-        self.pager.await?
-    }
-
-    async fn failure(&mut self, action: &str) -> ThawError {
-        match (&mut self.pager).await {
-            Ok(Err(e)) => e,
-            Err(e) => e.into(),
-            Ok(Ok(_)) => failed(action)(io::ErrorKind::BrokenPipe.into()),
-        }
+impl Begun {
+    async fn new(engine: &Arc<Engine>, image: &Arc<Image>, taken: Taken) -> Result<Self, ThawError> {
+        let Taken { init, seat, pager } = taken;
+        let (owner, of) = (engine.clone(), image.clone());
+        let pager = tokio::spawn(async move { start_pager(&owner, &of, init, pager).await });
+        let pager = AbortOnDropHandle::new(pager);
+        let criu = Criu::start(engine, seat, init, image).await?;
+        Ok(Self { init, criu, pager })
     }
 }
 

@@ -114,6 +114,11 @@ impl Prepared {
         self.merged.as_fd()
     }
 
+    /// Whether the state of established connections is in the image: only a freeze that keeps them writes it.
+    pub fn keeps_connections(&self) -> bool {
+        !self.images.tcp_streams.is_empty()
+    }
+
     /// Opens one of the checkpoint's files.
     ///
     /// # Errors

@@ -2,16 +2,16 @@
 //!
 //! ```text
 //!   prepare   (from CreateContainer on) read the image, compare the node                ─┐
-//!             (once the runtime has made PID 1) take a seat in its namespaces            │
-//!   worker    CRIU in the seat                                                           │
-//!   check     (beside both) lay out the volumes that the image carries; PID 1 of the     │ any failure:
-//!             running container against it; rewrite what is its own                      │ the init starts
-//!   lease     the init will start nothing while CRIU (its pidfd) lives                   │ the command
-//!   restore   CRIU reads the images, and waits until the kernel has moved it into the    │
-//!             container's cgroups (begun with the seat), and the pager, which brings the │
-//!             memory later, is there; then … until all tasks are there and none runs    ─┤
-//!   commit    what CRIU left out of mapped files is written; restore.json; the init      │
-//!             knows its child                                                            │
+//!   worker    (once the runtime has made PID 1) CRIU in its namespaces; the pager there  │
+//!             (beside CRIU) PID 1 of the running container against the image; rewrite    │
+//!             what is its own                                                            │
+//!   check     CRIU reads the images, and waits until the kernel has moved it into the    │ any failure:
+//!             container's cgroups (begun with its place), and the pager is there         │ the init starts
+//!             (beside both) lay out the volumes that the image carries; may the          │ the command
+//!             container's user open its files?                                           │
+//!   lease     the init will start nothing while CRIU (its pidfd) lives                   │
+//!   restore   until all tasks are there and none runs                                   ─┤
+//!   commit    restore.json; the init knows its child                                     │
 //!   resume    the tasks run                                                              ▼
 //!   done      the init is told, after-restore hooks
 //!   memory    the pager brings the rest; a freeze waits for that
@@ -21,21 +21,17 @@
 //! restored; the init sees CRIU end and starts the command. After that the tasks run, and the init finds its child.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, BufReader};
 use std::net::IpAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags};
 use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::timeout;
 use woodfrog_criu::images::{Rebind, Rewrite};
-use woodfrog_criu::{
-    Connections, CriuError, Given, LogLevel, RestoreOptions, Seat, Setup, Worker, WorkerError,
-};
+use woodfrog_criu::{CriuError, WorkerError};
 use woodfrog_image::Hook as RecordedHook;
 use woodfrog_protocol::agent::Phase;
 use woodfrog_protocol::{init::to_init, paths};
@@ -46,7 +42,7 @@ use super::link::{Link, LinkError};
 use super::one_cpu::OneCpu;
 use super::pager::Pager;
 use super::phases::{Stopwatch, monotonic_us};
-use super::preparation::{Image, Preparation};
+use super::preparation::{Begun, Image, Preparation};
 use super::prepared::{PrepareError, Prepared};
 use super::restore_json::{self, Identity, RestoreFile};
 use super::runtime::{Runtime, RuntimeError};
@@ -54,8 +50,6 @@ use super::volumes::LaidOut;
 use super::{hooks, netns, postponed, volumes};
 use crate::policy;
 
-/// First PID of an application; the ones below are for helpers.
-const FIRST_PID: i32 = 300;
 /// How long all may take that precedes the lease, which has a deadline of its own: also a page store that is filled.
 const PREPARED_WITHIN: Duration = Duration::from_secs(60);
 
@@ -215,45 +209,57 @@ async fn attempt(
     let mut watch = Stopwatch::start("thaw");
     let late = |_| failed("prepare a thaw in time")(io::ErrorKind::TimedOut.into());
     let image = timeout(PREPARED_WITHIN, preparation.image(link.pid)).await.map_err(late)??;
-    let started = async {
-        let seat =
-            timeout(PREPARED_WITHIN, preparation.seat(engine, link.pid, &image)).await.map_err(late)??;
-        watch.lap("prepare");
-        let started = Started::new(engine, seat, link.pid, &image).await?;
-        watch.lap("worker");
-        Ok::<_, ThawError>(started)
-    };
-    // Both to their ends: nobody may start the command while volumes are laid out.
-    let (started, checked) = tokio::join!(started, check(container, link.pid, &image));
-    let (started, checked) = (started?, checked?);
-    let Checked { laid_out, addresses, shared } = checked;
     let prepared = &image.prepared;
-    let shares_memory = !shared.is_empty();
-    watch.lap("check");
-    let Started { worker, images, stdio, stored } = started;
-    let memory = shared.into_iter().filter_map(|(key, pid)| Some((key, *stored.get(&pid)?)));
-    let options = RestoreOptions {
-        connections: if keeps_connections(prepared) { Connections::Keep } else { Connections::Close },
-        log_level: LogLevel::Warnings,
-        lazy_pages: image.planned.is_some(),
-        inherit: stdio.into_iter().chain(memory).collect(),
-        ..RestoreOptions::default()
-    };
+    watch.lap("prepare");
 
-    if let Some(pidfd) = worker.pidfd()
-        && let Some(refusal) = link.request_lease(pidfd).await?
+    // To its end: nobody may start the command while volumes are laid out.
+    let (of, init) = (image.clone(), link.pid);
+    let volumes = spawn_blocking(move || lay_out_volumes(&of.prepared, init));
+    let measure = match measure(container, link.pid, &image).await {
+        Ok(measure) => measure,
+        Err(e) => {
+            drop(volumes.await);
+            return Err(e);
+        }
+    };
+    let read = async {
+        let begun = timeout(PREPARED_WITHIN, preparation.begun(engine, link.pid, &image));
+        let (begun, changed) = tokio::join!(begun, change(image.clone(), measure.clone()));
+        let (Begun { criu, pager, .. }, shared) = (begun.map_err(late)??, changed?);
+        let shares_memory = !shared.is_empty();
+        watch.lap("worker");
+        let (of, pidfd) = (criu.pid(), criu.pidfd()?);
+        let restore = timeout(PREPARED_WITHIN, criu.read(&image, shared)).await.map_err(late)??;
+        let pager = timeout(PREPARED_WITHIN, pager).await.map_err(late)???;
+        Ok::<_, ThawError>((restore, pager, of, pidfd, shares_memory))
+    };
+    let files = async {
+        let laid_out = volumes.await??;
+        check_files(image.clone(), measure.clone()).await?;
+        Ok(laid_out)
+    };
+    // Both to their ends, so that all violations are told.
+    let (read, laid_out) = match tokio::join!(read, files) {
+        (Ok(read), Ok(laid_out)) => (read, laid_out),
+        (Err(ThawError::Policy(mut all)), Err(ThawError::Policy(more))) => {
+            all.extend(more);
+            return Err(ThawError::Policy(all));
+        }
+        (Err(e), _) | (_, Err(e)) => return Err(e),
+    };
+    let (mut restore, mut pager, criu, pidfd, shares_memory) = read;
+    watch.lap("check");
+
+    if let Some(pidfd) = pidfd
+        && let Some(refusal) = link.request_lease(pidfd.as_fd()).await?
     {
         return Err(ThawError::Lease(refusal));
     }
-    watch.lap("lease");
-
-    let criu = worker.pid();
-    let mut restore = worker.restore(images, &options).await?;
-    restore.before_tasks().await?;
-    let mut pager = timeout(PREPARED_WITHIN, preparation.pager()).await.map_err(late)??;
     if let Some(socket) = pager.as_ref().and_then(Pager::for_init) {
         link.send(to_init::Kind::Pager(Default::default()), Some(socket)).await?;
     }
+    watch.lap("lease");
+
     let application = restore.restored().await?;
     let held = OneCpu::hold(container, link.pid, criu, pager.as_ref().and_then(Pager::pid));
     if let Some(pager) = &pager {
@@ -268,7 +274,7 @@ async fn attempt(
     // One that has slept goes on counting.
     let generation = prepared.record.generation.max(container.life().generation) + 1;
     let committed = async {
-        restore_file(container, link.pid, prepared, addresses, generation)
+        restore_file(container, prepared, &measure, generation)
             .and_then(|file| file.write(&container.control(paths::RESTORE_JSON)))
             .map_err(failed("write restore.json"))?;
         let hooks = prepared.record.after_restore.iter().map(hooks::runnable).collect();
@@ -311,108 +317,64 @@ async fn attempt(
     })
 }
 
-/// CRIU, which waits to be told what to do.
-struct Started {
-    worker: Worker,
-    /// The image directory.
-    images: Given,
-    /// The container's standard streams, by CRIU's keys for them.
-    stdio: Vec<(String, Given)>,
-    /// The files of shared memory, by PID.
-    stored: BTreeMap<i32, Given>,
-}
-
-impl Started {
-    /// Starts it with all that it may be told to use.
-    async fn new(engine: &Engine, seat: Seat, init: i32, image: &Image) -> Result<Self, ThawError> {
-        let handed = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map_err(failed("hand CRIU its files"));
-        let mut setup = Setup::new(handed(image.work.as_fd())?)
-            .seat(seat)
-            .last_pid(highest_pid(&image.prepared))
-            .light(!keeps_connections(&image.prepared) && has_cache(init));
-        let images = setup.give(handed(image.images.as_fd())?);
-        let mut stdio: Vec<(String, Given)> = Vec::new();
-        for stream in &image.prepared.record.stdio {
-            let given = setup.give(open_stdio(init, stream.fd)?);
-            if !stdio.iter().any(|(key, _)| *key == stream.key) {
-                stdio.push((stream.key.clone(), given));
-            }
-        }
-        let mut stored = BTreeMap::new();
-        for (pid, file) in image.sharing.iter().flat_map(|sharing| sharing.stored.files()) {
-            stored.insert(pid, setup.give(handed(file.as_fd())?));
-        }
-        let worker = Worker::spawn(engine.criu.clone(), setup).await?;
-        Ok(Self { worker, images, stdio, stored })
-    }
-}
-
-/// What the check leaves.
-struct Checked {
-    laid_out: LaidOut,
+/// What the image is checked against.
+struct Measure {
+    target: policy::Target,
+    /// PID 1 of the container, as the node numbers it.
+    init: i32,
     /// The pod's.
     addresses: Vec<IpAddr>,
-    /// The processes whose memory is shared, by CRIU's keys for their files.
-    shared: Vec<(String, i32)>,
 }
 
-/// Lays the volumes out and checks the image against the container's PID 1.
-async fn check(container: &Container, init: i32, image: &Arc<Image>) -> Result<Checked, ThawError> {
-    let carried = image.prepared.clone();
-    let laid_out = spawn_blocking(move || lay_out_volumes(&carried, init)).await??;
-    // After the volumes, for it asks whether the container's user may open what lies there.
-    let addresses = netns::addresses(init).map_err(failed("read the pod's addresses"))?;
-    let (of, devices) = (image.clone(), policy::spec_devices(&container.info.spec));
-    let at = addresses.clone();
-    let shared = spawn_blocking(move || complete(&of, init, &devices, &at)).await??;
-    Ok(Checked { laid_out, addresses, shared })
+async fn measure(container: &Container, init: i32, image: &Arc<Image>) -> Result<Arc<Measure>, ThawError> {
+    let (image, devices) = (image.clone(), policy::spec_devices(&container.info.spec));
+    let read = move || {
+        let prepared = &image.prepared;
+        let addresses = netns::addresses(init).map_err(failed("read the pod's addresses"))?;
+        let mut target = policy::Target::read(init, &devices)?;
+        target.connections =
+            !prepared.keeps_connections() || has_addresses_of_connections(prepared, &addresses);
+        Ok::<_, ThawError>(Arc::new(Measure { target, init, addresses }))
+    };
+    spawn_blocking(read).await?
 }
 
-/// Checks the image against the container's PID 1, and puts into the image directory what is this container's own.
-fn complete(
-    image: &Image,
-    init: i32,
-    devices: &[policy::Device],
-    addresses: &[IpAddr],
-) -> Result<Vec<(String, i32)>, ThawError> {
-    let prepared = &image.prepared;
-    let mut target = policy::Target::read(init, devices)?;
-    target.connections = !keeps_connections(prepared) || has_addresses_of_connections(prepared, addresses);
-    let (there, here) = (prepared.record.seccomp_filters as usize, target.seccomp.len());
-    if there != here {
-        return Err(ThawError::Seccomp { there, here });
-    }
-    let plan = prepared.policy.check(&prepared.images, &target).map_err(ThawError::Policy)?;
-    let mut rewrite = Rewrite::new(&prepared.images);
-    plan.apply(&mut rewrite);
-    // A container that has slept finds its logs as it left them, not as its image has them.
-    rewrite.let_appended_files_grow();
-    for from in &prepared.record.pod_addresses {
-        let same_family = addresses.iter().find_map(|to| Rebind::new(*from, *to));
-        if let Some(rebind) = same_family {
-            rewrite.rebind(rebind);
+/// Checks the image, but for its files, and puts into the image directory what is this container's own. The processes whose memory
+/// is shared, by CRIU's keys for their files.
+async fn change(image: Arc<Image>, measure: Arc<Measure>) -> Result<Vec<(String, i32)>, ThawError> {
+    let change = move || {
+        let (prepared, Measure { target, addresses, .. }) = (&image.prepared, &*measure);
+        let (there, here) = (prepared.record.seccomp_filters as usize, target.seccomp.len());
+        if there != here {
+            return Err(ThawError::Seccomp { there, here });
         }
-    }
-    let stored = image.sharing.iter().flat_map(|sharing| sharing.stored.files());
-    let shared =
-        stored.filter_map(|(pid, _)| Some((rewrite.share(u32::try_from(pid).ok()?)?, pid))).collect();
-    if image.planned.is_some() {
-        rewrite.map_in_place();
-    }
-    image.change(&rewrite)?;
-    Ok(shared)
+        let plan = prepared.policy.check(&prepared.images, target).map_err(ThawError::Policy)?;
+        let mut rewrite = Rewrite::new(&prepared.images);
+        plan.apply(&mut rewrite);
+        // A container that has slept finds its logs as it left them, not as its image has them.
+        rewrite.let_appended_files_grow();
+        for from in &prepared.record.pod_addresses {
+            let same_family = addresses.iter().find_map(|to| Rebind::new(*from, *to));
+            if let Some(rebind) = same_family {
+                rewrite.rebind(rebind);
+            }
+        }
+        let stored = image.sharing.iter().flat_map(|sharing| sharing.stored.files());
+        let shared =
+            stored.filter_map(|(pid, _)| Some((rewrite.share(u32::try_from(pid).ok()?)?, pid))).collect();
+        if image.planned.is_some() {
+            rewrite.map_in_place();
+        }
+        image.change(&rewrite)?;
+        Ok(shared)
+    };
+    spawn_blocking(change).await?
 }
 
-/// Whether the state of established connections is in the image: only a freeze that keeps them writes it.
-fn keeps_connections(prepared: &Prepared) -> bool {
-    !prepared.images.tcp_streams.is_empty()
-}
-
-/// Whether a container has the node's newest cache of kernel features, not one of a CRIU before that: without it CRIU looks at more than a light one can.
-fn has_cache(init: i32) -> bool {
-    let file = |path: String| std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
-    let node = file(paths::KDAT.to_owned());
-    node.is_some() && node == file(format!("/proc/{init}/root{}", paths::KDAT))
+/// Whether the container's user may open what the image has open. The volumes that it carries have been laid out.
+async fn check_files(image: Arc<Image>, measure: Arc<Measure>) -> Result<(), ThawError> {
+    let check = move || image.prepared.policy.check_files(&measure.target).map_err(ThawError::Policy);
+    spawn_blocking(check).await?
 }
 
 /// Connections go on only where they were.
@@ -423,6 +385,7 @@ fn has_addresses_of_connections(prepared: &Prepared, addresses: &[IpAddr]) -> bo
         .all(|ip| ip.is_loopback() || addresses.contains(&ip))
 }
 
+/// Lays out the volumes that the image carries.
 fn lay_out_volumes(prepared: &Prepared, init: i32) -> Result<LaidOut, ThawError> {
     let mut laid_out = LaidOut::default();
     for volume in &prepared.record.volumes {
@@ -432,6 +395,7 @@ fn lay_out_volumes(prepared: &Prepared, init: i32) -> Result<LaidOut, ThawError>
             path.display()
         )))?;
         let archive = prepared.open(&volume.archive.name).map_err(failed("open a volume's archive"))?;
+        let archive = BufReader::new(archive);
         laid_out
             .begin(dir.try_clone().map_err(failed("keep a volume open"))?)
             .map_err(failed("look into a volume"))?;
@@ -440,33 +404,14 @@ fn lay_out_volumes(prepared: &Prepared, init: i32) -> Result<LaidOut, ThawError>
     Ok(laid_out)
 }
 
-fn highest_pid(prepared: &Prepared) -> i32 {
-    let tasks = prepared.images.tasks.iter();
-    let pids = tasks.flat_map(|task| task.threads.iter().map(|t| t.tid).chain([task.pid()]));
-    pids.max().map_or(FIRST_PID, |pid| (pid as i32).max(FIRST_PID))
-}
-
-/// Standard streams of the init: the runtime's pipes. A new description of the same pipe serves as well.
-fn open_stdio(init: i32, fd: u32) -> Result<OwnedFd, ThawError> {
-    let path = format!("/proc/{init}/fd/{fd}");
-    let access = if fd == 0 { OFlags::RDONLY } else { OFlags::WRONLY };
-    rustix::fs::open(&path, access | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())
-        .and_then(|stream| {
-            rustix::fs::fcntl_setfl(&stream, rustix::fs::fcntl_getfl(&stream)? - OFlags::NONBLOCK)?;
-            Ok(stream)
-        })
-        .map_err(|e| failed(format!("open stream {fd} of the container"))(e.into()))
-}
-
 fn restore_file(
     container: &Container,
-    init: i32,
     prepared: &Prepared,
-    addresses: Vec<IpAddr>,
+    measure: &Measure,
     generation: u64,
 ) -> io::Result<RestoreFile> {
     let info = &container.info;
-    let environment: BTreeMap<_, _> = restore_json::environment(init)?;
+    let environment: BTreeMap<_, _> = restore_json::environment(measure.init)?;
     let mut id = [0; 16];
     rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())?;
     Ok(RestoreFile {
@@ -480,7 +425,7 @@ fn restore_file(
             pod_uid: info.pod_uid.clone(),
             container: info.name.clone(),
             hostname: info.spec.hostname().clone().unwrap_or_default(),
-            addresses,
+            addresses: measure.addresses.clone(),
         },
         environment,
     })

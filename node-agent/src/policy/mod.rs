@@ -74,7 +74,7 @@ pub fn prepare(images: &Checkpoint) -> Prepared {
 }
 
 impl Prepared {
-    /// Judges the rest against the container's PID 1. `images` is what this was prepared from.
+    /// Judges the rest against the container's PID 1, but for files. `images` is what this was prepared from.
     ///
     /// # Errors
     /// All violations, never none: those that [`prepare`] found as well.
@@ -85,17 +85,31 @@ impl Prepared {
             requirement.judge(target, &mut report);
         }
         seccomp::judge(&self.chains, target, &mut report);
-        access::judge(&self.openings, target, &mut report);
         report.into_result(Plan::new(images, target))
+    }
+
+    /// Judges the files that are open or mapped: whether the container's PID 1 could open them. Its volumes have been laid out.
+    ///
+    /// # Errors
+    /// All violations, never none.
+    pub fn check_files(&self, target: &Target) -> Result<(), Vec<Violation>> {
+        let mut report = Report::default();
+        access::judge(&self.openings, target, &mut report);
+        report.into_result(())
     }
 }
 
-/// [`prepare`] and [`Prepared::check`] at once.
+/// [`prepare`], [`Prepared::check`] and [`Prepared::check_files`] at once.
 ///
 /// # Errors
 /// All violations, never none.
 pub fn check(images: &Checkpoint, target: &Target) -> Result<Plan, Vec<Violation>> {
-    prepare(images).check(images, target)
+    let prepared = prepare(images);
+    match (prepared.check(images, target), prepared.check_files(target)) {
+        (Err(all), Err(more)) => Err(all.into_iter().chain(more).collect()),
+        (Err(all), _) | (_, Err(all)) => Err(all),
+        (Ok(plan), Ok(())) => Ok(plan),
+    }
 }
 
 /// What [`prepare`] works with.
