@@ -257,3 +257,21 @@ async fn node_tasks_of_a_criu_that_was_killed_before_they_ran_are_left_and_never
     kill_process(task, Signal::KILL).unwrap();
     target.eventually("it has gone", |target| target.pids().is_empty());
 }
+
+/// One that waits in a container is not to hold up the end of that: PID 1 stays until all others have been reaped.
+#[tokio::test]
+async fn node_a_criu_that_waits_ends_with_its_container_and_is_reaped() {
+    let Some(toolchain) = toolchain() else { return };
+    let mut target = Container::waiting();
+    let work = tempfile::tempdir().unwrap();
+    let worker = Worker::spawn(toolchain.clone(), target.setup(work.path())).await.unwrap();
+    let ends = tokio::time::timeout(Duration::from_millis(100), worker.ended()).await;
+    assert!(ends.is_err(), "it has ended before");
+
+    kill_process(Pid::from_raw(target.host_pid1 as i32).unwrap(), Signal::KILL).unwrap();
+    tokio::time::timeout(Duration::from_secs(10), worker.ended()).await.unwrap();
+    let pid1 = Path::new("/proc").join(target.host_pid1.to_string());
+    assert!(pid1.exists(), "PID 1 waits for it");
+    drop(worker);
+    target.eventually("PID 1 has gone", |_| !pid1.exists());
+}
