@@ -106,6 +106,11 @@ impl Worker {
 }
 
 impl Restore {
+    /// The process that restores.
+    pub fn worker(&self) -> &Worker {
+        &self.exchange.worker
+    }
+
     /// Lets CRIU go on and waits for its next stage; none when the tree runs and the worker has ended, so that the
     /// root task is now a child of the container's PID 1.
     pub async fn next(&mut self) -> Result<Option<RestoreStage>, CriuError> {

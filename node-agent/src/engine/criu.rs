@@ -55,20 +55,6 @@ impl Criu {
         Ok(Self { worker, images, stdio, stored })
     }
 
-    /// Its PID on the node.
-    pub fn pid(&self) -> i32 {
-        self.worker.pid()
-    }
-
-    /// A pidfd of it.
-    ///
-    /// # Errors
-    /// The agent has too many descriptors.
-    pub fn pidfd(&self) -> Result<Option<OwnedFd>, ThawError> {
-        let pidfd = self.worker.pidfd().map(|pidfd| pidfd.try_clone_to_owned());
-        pidfd.transpose().map_err(failed("keep a pidfd of CRIU"))
-    }
-
     /// Returns when it has ended, as it does with its container.
     pub async fn ended(&self) {
         self.worker.ended().await;

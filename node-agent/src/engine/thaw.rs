@@ -228,10 +228,9 @@ async fn attempt(
         let (Begun { criu, pager, .. }, shared) = (begun.map_err(late)??, changed?);
         let shares_memory = !shared.is_empty();
         watch.lap("worker");
-        let (of, pidfd) = (criu.pid(), criu.pidfd()?);
         let restore = timeout(PREPARED_WITHIN, criu.read(&image, shared)).await.map_err(late)??;
         let pager = timeout(PREPARED_WITHIN, pager).await.map_err(late)???;
-        Ok::<_, ThawError>((restore, pager, of, pidfd, shares_memory))
+        Ok::<_, ThawError>((restore, pager, shares_memory))
     };
     let files = async {
         let laid_out = volumes.await??;
@@ -247,11 +246,11 @@ async fn attempt(
         }
         (Err(e), _) | (_, Err(e)) => return Err(e),
     };
-    let (mut restore, mut pager, criu, pidfd, shares_memory) = read;
+    let (mut restore, mut pager, shares_memory) = read;
     watch.lap("check");
 
-    if let Some(pidfd) = pidfd
-        && let Some(refusal) = link.request_lease(pidfd.as_fd()).await?
+    if let Some(pidfd) = restore.worker().pidfd()
+        && let Some(refusal) = link.request_lease(pidfd).await?
     {
         return Err(ThawError::Lease(refusal));
     }
@@ -261,7 +260,7 @@ async fn attempt(
     watch.lap("lease");
 
     let application = restore.restored().await?;
-    let held = OneCpu::hold(container, link.pid, criu, pager.as_ref().and_then(Pager::pid));
+    let held = OneCpu::hold(container, link.pid, restore.worker().pid(), pager.as_ref().and_then(Pager::pid));
     if let Some(pager) = &pager {
         if held.is_none() {
             // Nobody would do it if this agent ended.
